@@ -1,0 +1,79 @@
+# Needs Python >= 3.11 and make, nothing else. `make` alone lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+DEMO          := demo
+DEMO_PATIENTS ?= 2000
+DEMO_SEED     ?= 0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint types docs bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s%s\n", $$1, $$2}'
+	@echo "  PYTHON=$(PYTHON) chooses the interpreter that $(VENV) is made with."
+
+setup: $(STAMP) ## Create .venv and install the project with its tools (again only when pyproject.toml changes)
+
+# The stamp is written last: an interrupted installation is taken up again, a finished one is not repeated.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: '$(PYTHON)' was not found; name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python >= 3.11 is needed. Name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ ! -x $(BIN)/python ] || $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(VENV) holds a Python older than 3.11; remove $(VENV) and run this again" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "==> creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); } || { echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@echo "==> installing mmnar-lightning and its tools into $(VENV) (PyTorch is large: some minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,docs]'
+	@touch $@
+	@echo "==> ready: $(BIN)/mmnar --help"
+
+$(DEMO)/extract.made: | $(STAMP)
+	@echo "==> 1/5 simulating $(DEMO_PATIENTS) patients in eICU's raw layout under $(DEMO)/extract (seed $(DEMO_SEED))"
+	@rm -rf $(DEMO)/extract && mkdir -p $(DEMO)
+	@$(BIN)/mmnar simulate eicu $(DEMO)/extract --patients $(DEMO_PATIENTS) --seed $(DEMO_SEED)
+	@touch $@
+
+demo: $(STAMP) $(DEMO)/extract.made ## Simulate an extract, prepare it, train, test, predict: a whole run in minutes
+	@echo "==> 2/5 preparing the record store"
+	@$(BIN)/mmnar prepare --config configs/demo.yaml
+	@echo "==> 3/5 training"
+	@$(BIN)/mmnar fit --config configs/demo.yaml --resume auto
+	@echo "==> 4/5 testing"
+	@$(BIN)/mmnar test --config configs/demo.yaml --ckpt_path best
+	@echo "==> 5/5 predicting"
+	@$(BIN)/mmnar predict --config configs/demo.yaml --ckpt_path best
+	@echo "==> done; $(DEMO)/ holds the extract, the store and the run"
+	@echo "    live view:   $(BIN)/tensorboard --logdir $(DEMO)/run"
+	@find $(DEMO)/run -name 'predictions.parquet' -exec echo "    predictions: {}" \; -o -name 'report*.html' -exec echo "    report:      {}" \;
+
+test: $(STAMP) ## Run the tests; those on real records run where the open demo extracts are found
+	@echo "==> tests"
+	@$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP) ## Run the tests that take minutes
+	@echo "==> slow tests"
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## Check style and format (ruff)
+	@echo "==> lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Check types (mypy --strict)
+	@echo "==> types"
+	@$(BIN)/mypy
+
+docs: $(STAMP) ## Build the documentation into site/; any warning fails
+	@echo "==> docs"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "==> open site/index.html"
+
+bench: $(STAMP) ## Run the speed and memory benchmarks; each writes JSON under benchmarks/
+	@for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean: ## Remove what builds and tools leave behind, and the demo (never .venv, stores/ or runs/)
+	@rm -rf site build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@echo "==> clean"

@@ -1,0 +1,221 @@
+"""`mmnar fit | validate | test | predict`: LightningCLI, with a fixed folder for each run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import mmnar_lightning.callbacks
+import mmnar_lightning.encoders
+import mmnar_lightning.fusion
+from mmnar_lightning import __version__
+from mmnar_lightning.callbacks import AtomicCheckpointIO
+from mmnar_lightning.module import MultimodalOutcomeModule
+from mmnar_lightning.records import RecordDataModule
+
+log = logging.getLogger(__name__)
+
+# what may differ between a run and its continuation: where and how it runs, not what is learned from what
+FREE_ON_RESUME = ("trainer", "run_dir", "resume", "ckpt_path", "config", "data.init_args.root", "data.init_args.store")
+FREE_ON_RESUME += ("data.init_args.workers", "data.init_args.predict_splits", "weights_only")
+
+
+def load_plugins() -> None:
+    """Import the datamodules of all installed plugins, so that a config can name them by their bare class name.
+
+    Raises:
+        ValueError: If two plugins register the same name.
+    """
+    found: dict[str, str] = {}
+    for point in entry_points(group="mmnar.datamodules"):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise ValueError(f"two plugins register the datamodule {point.name!r}: {found[point.name]} and {point.value}")
+        try:
+            point.load()
+        except Exception as error:  # whatever somebody else's plugin raises must not take the others down
+            log.warning("the plugin %r cannot be loaded: %s", point.name, error)
+
+
+def config_path(given: str) -> str:
+    """Resolve `--config NAME`: an existing file as it is, else a config that ships with the package.
+
+    Raises:
+        ValueError: If it is neither; lists the configs that ship.
+    """
+    if Path(given).is_file():
+        return given
+    folders = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+    shipped = next((folder for folder in folders if folder.is_dir()), None)
+    if shipped is not None:
+        for name in (given, f"{given}.yaml", given.removeprefix("configs/")):
+            if (shipped / name).is_file():
+                return str(shipped / name)
+        known = sorted(str(p.relative_to(shipped)).removesuffix(".yaml") for p in shipped.rglob("*.yaml"))
+        raise ValueError(f"no config file {given!r}; those that ship: {', '.join(known)}")
+    raise ValueError(f"no config file {given!r}")
+
+
+def resolve_configs(arguments: Sequence[str]) -> list[str]:
+    """Replace the value of each `--config` by a path that exists."""
+    resolved: list[str] = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if resolved and resolved[-1] in ("--config", "-c"):
+            word = config_path(word)
+        elif equals and flag in ("--config", "-c"):
+            word = f"{flag}={config_path(value)}"
+        resolved.append(word)
+    return resolved
+
+
+class MultimodalCLI(LightningCLI):
+    """LightningCLI with `--run_dir` and `--resume`, and the schema linked from the data to the model.
+
+    Who wins: in `fit` the config and its flags do, and a checkpoint brings weights, optimiser and progress; a
+    continuation whose config differs from the run's in data, model or seed is refused. In `validate`, `test` and
+    `predict` the checkpoint's model and schema do, and what the config says of the model is ignored with a warning.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's folder, and link what the data hold to the model."""
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of the run: config, logs, checkpoints")
+        parser.add_argument("--resume", type=str, default="never", help="fit: 'auto' continues the run in run_dir or starts it")
+        parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        # LightningCLI would lay the checkpoint's settings over flags without a word; see the class for who wins here
+        return
+
+    @property
+    def _run_dir(self) -> Path:
+        return Path(self._get(self.config, "run_dir"))
+
+    def before_instantiate_classes(self) -> None:
+        """Decide which checkpoint is used, and where things are written."""
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        self.save_config_kwargs = {"overwrite": True}
+        if self.subcommand == "fit":
+            self._continue_or_start(config)
+        else:
+            self._use_checkpoint(config)
+            self.save_config_kwargs["config_filename"] = f"config-{self.subcommand}.yaml"
+
+    def _continue_or_start(self, config: Any) -> None:
+        if config.resume not in ("auto", "never"):
+            raise ValueError(f"--resume {config.resume!r} is not one of auto, never")
+        saved, last = self._run_dir / "config.yaml", self._run_dir / "checkpoints" / "last.ckpt"
+        if not saved.is_file() and not last.is_file():
+            return
+        if config.resume == "never":
+            raise ValueError(f"{self._run_dir} holds a run; --resume auto continues it, another --run_dir starts one")
+        if saved.is_file():
+            now = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+            changed = sorted(_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), now))
+            if changed:
+                raise ValueError(
+                    f"{self._run_dir} holds a run with other settings ({', '.join(changed)}); "
+                    "give the same ones to continue it, or another --run_dir"
+                )
+        if last.is_file():
+            log.info("continuing the run in %s", self._run_dir)
+            config.ckpt_path = str(last)
+
+    def _use_checkpoint(self, config: Any) -> None:
+        path = config.get("ckpt_path")
+        if path in (None, "best", "last"):
+            names = (path,) if path else ("best", "last")
+            kept = [self._run_dir / "checkpoints" / f"{name}.ckpt" for name in names]
+            path = next((str(p) for p in kept if p.is_file()), None)
+        if path is None or not Path(path).is_file():
+            raise ValueError(f"no checkpoint in {self._run_dir}/checkpoints; fit first, or give --ckpt_path or --run_dir")
+        config.ckpt_path = str(path)
+        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
+        class_path = stored.pop("_class_path", None) or f"{MultimodalOutcomeModule.__module__}.MultimodalOutcomeModule"
+        init_args = {k: v for k, v in stored.items() if k not in ("_instantiator", "schema")}
+        given = config.model.get("init_args", {})
+        differing = [k for k, v in init_args.items() if k in given and _plain(given[k]) != _plain(v)]
+        if differing:
+            warnings.warn(f"the checkpoint's model is used; ignored of the config: {', '.join(differing)}", stacklevel=2)
+        parser = self._parser(self.subcommand)
+        described = {"model": {"class_path": class_path, "init_args": init_args}}
+        config.model = parser.parse_object(described, config, defaults=False).model
+        config.data.init_args.schema_of = str(path)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        given = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand in ("validate", "test"):
+            # Lightning would print every metric of every pattern; MetricSummary shows the ones to read
+            given["verbose"] = False
+        if subcommand == "predict":
+            # PredictionWriter has them already
+            given["return_predictions"] = False
+        return given
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer: everything it writes goes into `run_dir`, checkpoints whole or not at all."""
+        trainer = self._get(self.config_init, "trainer", default={})
+        kwargs.setdefault("default_root_dir", str(self._run_dir))
+        if trainer.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(self._run_dir, name="", version="", default_hp_metric=False)
+        plugins = trainer.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return super().instantiate_trainer(**kwargs)
+
+
+def _plain(value: Any) -> Any:
+    """Reduce jsonargparse's namespaces and parts to comparable plain types (a part without settings is its class)."""
+    value = value.as_dict() if hasattr(value, "as_dict") else value
+    if isinstance(value, dict):
+        kept = {k: _plain(v) for k, v in value.items() if v is not None}
+        return {k: v for k, v in kept.items() if v != {}}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differences(before: Any, after: Any, at: str = "") -> Iterable[str]:
+    if at in FREE_ON_RESUME:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from _differences(before.get(key), after.get(key), f"{at}.{key}".lstrip("."))
+    elif before != after:
+        yield at
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of Lightning's subcommands.
+
+    Args:
+        arguments: Subcommand first, as on the command line.
+    """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
+    load_plugins()
+    MultimodalCLI(
+        MultimodalOutcomeModule,
+        RecordDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"version": __version__},
+        args=resolve_configs(arguments),
+    )
+    return 0
+
+
+__all__ = ["MultimodalCLI", "config_path", "load_plugins", "resolve_configs", "run"]

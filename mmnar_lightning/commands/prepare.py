@@ -1,0 +1,25 @@
+"""Make the record store of a config's data: mmnar prepare --config configs/eicu.yaml"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Prepare the store of the `data` section of a config; further sections are not looked at."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from mmnar_lightning.cli import load_plugins, resolve_configs
+    from mmnar_lightning.records import RecordDataModule
+
+    load_plugins()
+    parser = ArgumentParser(prog="mmnar prepare", description=__doc__)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="The config that fit takes")
+    parser.add_subclass_arguments(RecordDataModule, "data", required=True)
+    for section in ("seed_everything", "trainer", "model", "run_dir", "resume", "ckpt_path", "weights_only"):
+        parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
+    data = parser.instantiate_classes(parser.parse_args(resolve_configs(arguments))).data
+    path = data.prepare_store()
+    print(path)
+    return 0

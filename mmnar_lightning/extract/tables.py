@@ -1,0 +1,168 @@
+"""What of a raw table may be read, and when each row and column of it became known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from polars.datatypes import DataTypeClass
+
+if TYPE_CHECKING:
+    from mmnar_lightning.extract.catalogue import ItemCatalogue
+
+DType = pl.DataType | DataTypeClass
+
+
+class ExtractError(ValueError):
+    """A raw extract can't be used. Names file, column, count and row numbers of what is wrong, never a value.
+
+    Args:
+        problems: One sentence each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(problems)
+        lines = [f"- {problem}" for problem in problems] if len(problems) > 1 else list(problems)
+        head = [f"{len(problems)} problems with the extract:"] if len(problems) > 1 else []
+        super().__init__("\n".join(head + lines))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When something became known: the later of `event` and `entry`; where `entry` is null, `event` plus `lag`.
+
+    A null `event` means never. A date without a time counts as the end of that day (its next midnight).
+
+    Args:
+        event: Column with the time at which it happened.
+        entry: Column with the time at which it was recorded, or None where the table has none.
+        lag: Minutes from event to availability, used where there is no entry time (default one hour).
+    """
+
+    event: str
+    entry: str | None = None
+    lag: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.lag < 0:
+            raise ValueError(
+                f"clock on {self.event!r}: a lag of {self.lag} minutes would make a row known before it happened"
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns this clock reads."""
+        return (self.event,) if self.entry is None else (self.event, self.entry)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column that may be read.
+
+    Args:
+        dtype: Type it is cast to, strictly: String, Boolean, an integer, a float, Date or Datetime.
+        clock: When its values became known, where that is later than the row (a result, an end time); None = with it.
+        required: Whether its absence is an error; an absent column that is not required is read as null.
+    """
+
+    dtype: DType
+    clock: Clock | None = None
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Units:
+    """Checks a table's units against a catalogue while it is scanned, so that nothing is written for an unknown one.
+
+    Args:
+        catalogue: Where raw ids and their units are listed.
+        raw_id: Column with the raw id.
+        unit: Column with the unit.
+    """
+
+    catalogue: ItemCatalogue
+    raw_id: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A raw table: the allow-list of its columns, and its clocks. What is not listed is never read.
+
+    Args:
+        name: Key under which the extractor receives it.
+        file: Path relative to the extract's root without suffix (``lab``, ``hosp/labevents``), found without regard to
+            case as ``.parquet``, ``.csv.gz`` or ``.csv``.
+        columns: The allow-list.
+        clock: When a row became known; None for a static table, known from the start.
+        key: Columns that together identify a row; duplicates are an error.
+        optional: Whether the file may be absent (it is then an empty table).
+        not_null: Columns in which a null is an error.
+        units: Check of the units, or None.
+    """
+
+    name: str
+    file: str
+    columns: Mapping[str, Column]
+    clock: Clock | None
+    key: tuple[str, ...] = ()
+    optional: bool = False
+    not_null: tuple[str, ...] = ()
+    units: Units | None = None
+
+    def __post_init__(self) -> None:
+        used = [*self.key, *self.not_null]
+        used += [name for clock in self.clocks.values() for name in clock.columns]
+        used += [] if self.clock is None else self.clock.columns
+        used += [] if self.units is None else [self.units.raw_id, self.units.unit]
+        strange = sorted({name for name in used if name not in self.columns})
+        if strange:
+            raise ValueError(
+                f"table {self.name!r}: {', '.join(strange)} used as key, clock or unit but not on its allow-list"
+            )
+
+    @property
+    def clocks(self) -> dict[str, Clock]:
+        """The clock of each column that has its own.
+
+        A column that only serves such a clock is on it, too: the time of a result is as unknown as the result.
+        """
+        own = {name: column.clock for name, column in self.columns.items() if column.clock is not None}
+        of_row = () if self.clock is None else self.clock.columns
+        serving = {name: clock for clock in own.values() for name in clock.columns if name not in of_row}
+        return serving | own
+
+    @property
+    def schema(self) -> dict[str, pl.DataType]:
+        """Name and type of each column, in order."""
+        return {
+            name: column.dtype() if isinstance(column.dtype, type) else column.dtype
+            for name, column in self.columns.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return the spec as plain JSON types: part of the fingerprint and of the cache key."""
+
+        def clock(value: Clock | None) -> list[Any] | None:
+            return None if value is None else [value.event, value.entry, value.lag]
+
+        units = None if self.units is None else [self.units.raw_id, self.units.unit, self.units.catalogue.sha256]
+        return {
+            "name": self.name,
+            "file": self.file,
+            "columns": [[n, str(self.schema[n]), clock(c.clock), c.required] for n, c in self.columns.items()],
+            "clock": clock(self.clock),
+            "key": list(self.key),
+            "optional": self.optional,
+            "not_null": list(self.not_null),
+            "units": units,
+        }
+
+
+def digest(value: Any) -> str:
+    """Hash plain JSON types: sha256 of their canonical form, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

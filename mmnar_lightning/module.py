@@ -1,0 +1,368 @@
+"""The one LightningModule: encoders, a fusion and heads, its losses, and the rectifier it owns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from mmnar_lightning._parts import as_part, build_part
+from mmnar_lightning.encoders import Encoder, default_encoder, encode
+from mmnar_lightning.fusion import Fused, Fusion, MMNARFusion
+from mmnar_lightning.metrics import OutcomeMetrics
+from mmnar_lightning.objectives import binary_cross_entropy, focal, global_count, hierarchical, join_unused, masked_mean
+from mmnar_lightning.records import Encoded, FusionShape, Modality, PatientBatch, RecordSchema, pattern_id, pattern_names
+from mmnar_lightning.rectifier import Rectifier
+
+EncoderFactory = Callable[[Modality, int], Encoder]
+FusionFactory = Callable[[FusionShape], Fusion]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step yields: nothing is logged or written in the making.
+
+    Args:
+        logits: float [B, K].
+        loss: Scalar to minimise; in evaluation the outcomes' part alone.
+        terms: Named parts of the loss, unweighted, detached.
+        fused: What the fusion made.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    terms: dict[str, Tensor]
+    fused: Fused
+
+
+@dataclass
+class _Collected:
+    """Rows of an evaluation pass, kept on the device until it ends."""
+
+    rows: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def add(self, logits: Tensor, batch: PatientBatch) -> None:
+        row = (logits.detach().float(), batch.targets, batch.labelled, pattern_id(batch.observed), batch.sample)
+        self.rows.append(row)
+
+
+class OutcomeHeads(nn.Module):
+    """One adapter and head a task: logit_k = head_k(adapter_k(h)); tasks with a parent also a conditional head.
+
+    Args:
+        width: D, width of the patient vector.
+        schema: Tasks, their parents, and their prevalence on train, which is where the biases start.
+        dropout: Share of the adapter's units that is dropped in training.
+    """
+
+    def __init__(self, width: int, schema: RecordSchema, dropout: float) -> None:
+        super().__init__()
+        self.parents = schema.parents
+        self.adapters = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)) for _ in schema.tasks
+        )
+        self.direct = nn.ModuleList(nn.Linear(width, 1) for _ in schema.tasks)
+        has_parent = any(p is not None for p in self.parents)
+        self.conditional = nn.ModuleList(nn.Linear(width, 1) for _ in schema.tasks) if has_parent else None
+        self.mix = nn.Parameter(torch.zeros(len(schema.tasks))) if has_parent else None
+        rates = [min(max(t.prevalence if t.prevalence is not None else 0.5, 1e-3), 1 - 1e-3) for t in schema.tasks]
+        for k, (head, rate) in enumerate(zip(self.direct, rates, strict=True)):
+            nn.init.constant_(head.bias, math.log(rate / (1 - rate)))  # type: ignore[arg-type]
+            parent = self.parents[k]
+            if self.conditional is not None and parent is not None:
+                given = min(max(rate / rates[parent], 1e-3), 1 - 1e-3)
+                nn.init.constant_(self.conditional[k].bias, math.log(given / (1 - given)))  # type: ignore[arg-type]
+
+    def forward(self, patient: Tensor) -> Tensor:
+        """Turn patient vectors [B, D] into logits [B, K]."""
+        adapted = [adapter(patient) for adapter in self.adapters]
+        direct = torch.cat([head(a) for head, a in zip(self.direct, adapted, strict=True)], dim=1)
+        if self.conditional is None or self.mix is None:
+            return direct
+        conditional = torch.cat([head(a) for head, a in zip(self.conditional, adapted, strict=True)], dim=1)
+        # heads of tasks without a parent take no part; × 0 gives them a gradient on every device
+        joined = join_unused(hierarchical(direct, conditional, self.mix, self.parents), [conditional])
+        return joined
+
+
+class MultimodalOutcomeModule(LightningModule):
+    """Predicts K binary outcomes of a patient from whichever modalities were observed.
+
+    Loss: Σ_k w_k L_k + a(epoch) · Σ_t λ_t A_t, with L_k the labelled mean of task k's loss over all devices and A_t the
+    fusion's auxiliary terms. During the first `pretrain_epochs` the auxiliary part is minimised alone (a = 1); then a
+    falls linearly from 1 to 0 over `anneal_epochs`, or stays 1 where that is None. After each validation epoch the
+    rectifier is fitted on calibration A, whose samples are used for nothing else.
+
+    Args:
+        schema: What the data hold, as `RecordSchema.to_dict()`; linked from the datamodule under the CLI.
+        fusion: Combines the observed modalities.
+        encoders: Encoder by modality name or kind, where it is not the default of its kind.
+        width: D, width of tokens and patient vectors.
+        dropout: In the heads' adapters.
+        loss: `bce`, or `focal` with α from the training prevalence (miscalibrated by construction).
+        focal_gamma: γ of the focal loss.
+        label_smoothing: ε; 0 keeps probabilities honest.
+        task_weights: w_k by task, 1 where not given.
+        auxiliary_weights: λ_t by term of the fusion, 0 where not given.
+        pretrain_epochs: Epochs on the auxiliary part alone.
+        anneal_epochs: Epochs over which a falls to 0; None keeps a = 1.
+        lr: Learning rate of AdamW at its highest.
+        weight_decay: Of matrices; biases, norms and single vectors are not decayed.
+        warmup: Share of the steps over which the learning rate rises from 0.
+        lr_floor: Share of `lr` at which the cosine ends.
+
+    Raises:
+        ValueError: If a name in `encoders`, `task_weights` or `auxiliary_weights` is unknown, or a part can't be built.
+
+    Source: Liang, Pan, Xiong, *Causal Representation Learning from Multimodal Clinical Records under Non-Random Modality
+    Missingness*, EMNLP 2025. `docs/method.md` lists what differs.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any],
+        fusion: FusionFactory = MMNARFusion,
+        encoders: dict[str, EncoderFactory] | None = None,
+        width: int = 64,
+        dropout: float = 0.2,
+        loss: Literal["bce", "focal"] = "bce",
+        focal_gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+        task_weights: dict[str, float] | None = None,
+        auxiliary_weights: dict[str, float] | None = None,
+        pretrain_epochs: int = 0,
+        anneal_epochs: int | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        warmup: float = 0.05,
+        lr_floor: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        # from Python these are classes or partials, which a checkpoint must not hold
+        self.hparams["fusion"] = as_part(self.hparams["fusion"])
+        self.hparams["encoders"] = {name: as_part(part) for name, part in (self.hparams["encoders"] or {}).items()}
+        self.schema = RecordSchema.from_dict(schema)
+        if loss not in ("bce", "focal"):
+            raise ValueError(f"loss {loss!r} is not one of bce, focal")
+        _check_names("task_weights", task_weights or {}, self.schema.task_names)
+        kinds = {m.kind for m in self.schema.modalities}
+        _check_names("encoders", self.hparams["encoders"], [*self.schema.names, *kinds])
+        self.auxiliary_weights = dict(auxiliary_weights or {})
+        self.rectifier = Rectifier(self.schema.task_names)
+        self.heads: OutcomeHeads | None = None
+        self._collected: dict[str, _Collected] = {}
+        self.register_buffer(
+            "_weights", torch.tensor([(task_weights or {}).get(t, 1.0) for t in self.schema.task_names]), persistent=False
+        )
+        rates = [0.5 if t.prevalence is None else t.prevalence for t in self.schema.tasks]
+        self.register_buffer("_alpha", 1 - torch.tensor(rates), persistent=False)
+
+    def configure_model(self) -> None:
+        """Build encoders, fusion and heads; does nothing the second time."""
+        if self.heads is not None:
+            return
+        hparams = self.hparams
+        self.encoders = nn.ModuleDict({m.name: self._encoder(m) for m in self.schema.modalities})
+        inputs = tuple(int(self.encoders[name].input_width) for name in self.schema.names)  # type: ignore[arg-type]
+        shape = FusionShape(hparams["width"], self.schema.names, inputs, len(self.schema.tasks))
+        self.fusion: Fusion = build_part(hparams["fusion"], Fusion, shape)
+        self.heads = OutcomeHeads(hparams["width"], self.schema, hparams["dropout"])
+
+    def _encoder(self, modality: Modality) -> Encoder:
+        chosen = self.hparams["encoders"]
+        part = chosen.get(modality.name) or chosen.get(modality.kind)
+        width = self.hparams["width"]
+        return default_encoder(modality, width) if part is None else build_part(part, Encoder, modality, width)
+
+    def forward(self, batch: PatientBatch) -> Tensor:
+        """Return logits [B, K], not rectified."""
+        return self._outcome(batch)[2]
+
+    def _outcome(self, batch: PatientBatch) -> tuple[Encoded, Fused, Tensor]:
+        assert self.heads is not None, "configure_model() was not called"
+        encoded = encode(self.encoders, batch)
+        fused = self.fusion(encoded)
+        logits = self.heads(fused.patient) if fused.logits is None else join_unused(fused.logits, self.heads.parameters())
+        return encoded, fused, logits
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether this epoch minimises the auxiliary part alone."""
+        return self.current_epoch < int(self.hparams["pretrain_epochs"])
+
+    @property
+    def auxiliary_share(self) -> float:
+        """a(epoch), the weight of the auxiliary part."""
+        since = self.current_epoch - int(self.hparams["pretrain_epochs"])
+        over = self.hparams["anneal_epochs"]
+        if since < 0 or over is None:
+            return 1.0
+        return max(0.0, 1.0 - since / over) if over else 0.0
+
+    def outcome_losses(self, logits: Tensor, batch: PatientBatch) -> Tensor:
+        """Return the labelled mean of each task's loss over all devices: [K]."""
+        smoothing = float(self.hparams["label_smoothing"])
+        if self.hparams["loss"] == "bce":
+            values = binary_cross_entropy(logits, batch.targets, smoothing)
+        else:
+            alpha = self._alpha
+            assert isinstance(alpha, Tensor)
+            values = focal(logits, batch.targets, float(self.hparams["focal_gamma"]), alpha, smoothing)
+        return masked_mean(values, batch.labelled, dim=0)
+
+    def _shared_step(self, batch: PatientBatch) -> StepResult:
+        encoded, fused, logits = self._outcome(batch)
+        losses = self.outcome_losses(logits, batch)
+        outcome = (losses * self._weights).sum()  # type: ignore[operator]
+        terms = {f"loss_{task}": losses[k].detach() for k, task in enumerate(self.schema.task_names)}
+        if not self.training:
+            return StepResult(logits, outcome, terms, fused)
+        share = self.auxiliary_share
+        wanted = {name: weight for name, weight in self.auxiliary_weights.items() if weight and share}
+        loss = join_unused(outcome.new_zeros(()), [logits]) if self.pretraining else outcome
+        if wanted:
+            named = self.fusion.auxiliary(encoded, fused, batch.targets, batch.labelled, global_count)
+            _check_names("auxiliary_weights", wanted, list(named))
+            loss = loss + share * sum(weight * named[name] for name, weight in wanted.items())
+            loss = join_unused(loss, [term for name, term in named.items() if name not in wanted])
+            terms |= {name: term.detach() for name, term in named.items()}
+        else:
+            loss = join_unused(loss, self.fusion.parameters())
+        return StepResult(logits, loss, terms, fused)
+
+    def training_step(self, batch: PatientBatch, batch_idx: int) -> Tensor:
+        """Minimise the loss on a batch; log it by term."""
+        result = self._shared_step(batch)
+        logged = {"train/loss": result.loss.detach()} | {f"train/{name}": v for name, v in result.terms.items()}
+        self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
+        return result.loss
+
+    def on_train_epoch_start(self) -> None:
+        """Log the weight of the auxiliary part."""
+        self.log("train/auxiliary_share", self.auxiliary_share, on_step=False, on_epoch=True, batch_size=1)
+
+    def validation_step(self, batch: PatientBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect the rows of val (loader 0) and of calibration A (loader 1)."""
+        self._collect(("val", "calibration")[dataloader_idx], batch)
+
+    def test_step(self, batch: PatientBatch, batch_idx: int) -> None:
+        """Collect the rows of test."""
+        self._collect("test", batch)
+
+    def predict_step(self, batch: PatientBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Return `raw` and `rectified` probabilities [B, K] with `sample`, `pattern`, `targets` and `labelled`."""
+        logits = self._shared_step(batch).logits.float()
+        pattern = pattern_id(batch.observed)
+        return {
+            "sample": batch.sample,
+            "pattern": pattern,
+            "raw": logits.sigmoid(),
+            "rectified": self.rectify(logits, pattern),
+            "targets": batch.targets,
+            "labelled": batch.labelled,
+        }
+
+    def rectify(self, logits: Tensor, pattern: Tensor) -> Tensor:
+        """Return corrected probabilities [B, K]; the raw ones where no rectifier was fitted yet."""
+        return self.rectifier.probabilities(logits, pattern)
+
+    def _collect(self, stage: str, batch: PatientBatch) -> None:
+        self._collected.setdefault(stage, _Collected()).add(self._shared_step(batch).logits, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Fit the rectifier on calibration A, then log metrics of val, raw and rectified."""
+        calibration = self._gathered("calibration")
+        # validating a checkpoint must not change it
+        if calibration is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._fit_rectifier(*calibration)
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log metrics of test, raw and rectified."""
+        self._log_metrics("test")
+
+    def _fit_rectifier(self, logits: Tensor, targets: Tensor, labelled: Tensor, pattern: Tensor) -> None:
+        rectifier = Rectifier(self.schema.task_names)
+        self.rectifier = rectifier.fit(logits, targets, labelled, pattern, len(self.schema.names))
+        shifts = self.rectifier.shifts(self._pattern_words)
+        self.log_dict({f"rectifier/{name}": value for name, value in shifts.items()}, batch_size=1)
+
+    def _gathered(self, stage: str) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Rows of a stage from all devices, in the order of the samples: every device then computes the same."""
+        rows = self._collected.pop(stage, _Collected()).rows
+        if not rows:
+            return None
+        own = tuple(torch.cat(column).cpu() for column in zip(*rows, strict=True))
+        shards = [own]
+        if self.trainer.world_size > 1:
+            shards = [own] * self.trainer.world_size
+            torch.distributed.all_gather_object(shards, own)
+        logits, targets, labelled, pattern, sample = (torch.cat(column) for column in zip(*shards, strict=True))
+        order = sample.argsort()
+        return logits[order], targets[order], labelled[order], pattern[order]
+
+    def _log_metrics(self, stage: str) -> None:
+        gathered = self._gathered(stage)
+        if gathered is None:
+            return
+        logits, targets, labelled, pattern = gathered
+        values = masked_mean(binary_cross_entropy(logits, targets), labelled, counts=_local, dim=0)
+        logged: dict[str, Any] = {f"{stage}/loss": values.mean()}
+        for kind, probabilities in (("", logits.sigmoid()), ("rectified/", self.rectify(logits, pattern))):
+            # rows of all devices are here already
+            metrics = OutcomeMetrics(self.schema.task_names, self._pattern_words, sync_on_compute=False)
+            metrics.update(probabilities, targets, labelled, pattern)
+            logged |= {f"{stage}/{kind}{name}": value for name, value in metrics.compute().items()}
+        self.log_dict(logged, batch_size=1)
+
+    @property
+    def _pattern_words(self) -> dict[int, str]:
+        """Names of the patterns that are most frequent in train."""
+        return {p: "+".join(pattern_names(p, self.schema.names)) or "none" for p in self.schema.patterns}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up and a cosine down to `lr_floor`, per step."""
+        hparams = self.hparams
+        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = _warmup_cosine(round(hparams["warmup"] * steps), steps, hparams["lr_floor"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the rectifier, as plain lists."""
+        return {"rectifier": self.rectifier.to_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the rectifier from a checkpoint."""
+        self.rectifier = Rectifier.from_state(state["rectifier"])
+
+
+def _local(count: Tensor) -> Tensor:
+    return count.clamp(min=1)
+
+
+def _warmup_cosine(warmup: int, steps: int, floor: float) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor
+
+
+def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    strange = [name for name in given if name not in known]
+    if strange:
+        raise ValueError(f"{what}: {', '.join(map(repr, strange))} unknown; there are: {', '.join(known)}")

@@ -1,0 +1,51 @@
+"""What a sample is: modalities, tasks, batches, the store they come from, and who is trained on."""
+
+from mmnar_lightning.records.batch import Elements, Encoded, Inputs, PatientBatch
+from mmnar_lightning.records.datamodule import RecordDataModule
+from mmnar_lightning.records.dataset import RecordDataset
+from mmnar_lightning.records.fitting import fit_schema
+from mmnar_lightning.records.identity import patient_hashes, patient_key
+from mmnar_lightning.records.loading import EpochBatches, RecordLoader
+from mmnar_lightning.records.reasons import REASONS, availability_reasons
+from mmnar_lightning.records.schema import (
+    UNKNOWN,
+    FusionShape,
+    Modality,
+    RecordSchema,
+    Task,
+    pattern_id,
+    pattern_names,
+)
+from mmnar_lightning.records.splits import SPLITS, SplitSettings, assign_splits, calibration_half
+from mmnar_lightning.records.store import RecordStore, StoreError, store_name, write_store
+
+__all__ = [
+    "REASONS",
+    "SPLITS",
+    "UNKNOWN",
+    "Elements",
+    "Encoded",
+    "EpochBatches",
+    "FusionShape",
+    "Inputs",
+    "Modality",
+    "PatientBatch",
+    "RecordDataModule",
+    "RecordDataset",
+    "RecordLoader",
+    "RecordSchema",
+    "RecordStore",
+    "SplitSettings",
+    "StoreError",
+    "Task",
+    "assign_splits",
+    "availability_reasons",
+    "calibration_half",
+    "fit_schema",
+    "patient_hashes",
+    "patient_key",
+    "pattern_id",
+    "pattern_names",
+    "store_name",
+    "write_store",
+]

@@ -1,0 +1,113 @@
+"""What travels from the store to the fusion: packed elements, and packed tokens. Unobserved values have no row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, _Packed):
+        return value._each(change)
+    if isinstance(value, dict):
+        return {k: _map(v, change) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_map(v, change) for v in value)
+    return value
+
+
+class _Packed:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(**{f.name: _map(getattr(self, f.name), change) for f in fields(self)})  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return a copy with every tensor on `device`."""
+        return self._each(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return a copy with every tensor in page-locked memory."""
+        return self._each(lambda t: t.pin_memory())
+
+
+@dataclass(frozen=True)
+class Elements(_Packed):
+    """All elements of one modality in a batch, packed: an unobserved sample has none.
+
+    Args:
+        row: int64 [E], the batch row each element belongs to, ascending.
+        hours_before: float32 [E], hours from the element to the prediction time, ≥ 0 (NaN where unknown).
+        values: `vector` float32 [E, F] with NaN for a value not measured; `codes` int64 [E], index into the vocabulary
+            (0 is ``<unknown>``); `series` float32 [E]; `text` and `image` a tuple of E strings (document, file).
+        variable: `series` only: int64 [E], index into the items.
+    """
+
+    row: Tensor
+    hours_before: Tensor
+    values: Tensor | tuple[str, ...]
+    variable: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PatientBatch(_Packed):
+    """B samples. Frozen, with `.to()` and `.pin_memory()`, so that Lightning and the loader move it.
+
+    Args:
+        elements: Packed elements by modality name, in schema order.
+        observed: bool [B, M], True = present.
+        targets: float32 [B, K], 0 where unlabelled.
+        labelled: bool [B, K], True = the label is known.
+        sample: int64 [B], row in the record store.
+    """
+
+    elements: dict[str, Elements]
+    observed: Tensor
+    targets: Tensor
+    labelled: Tensor
+    sample: Tensor
+
+    def __len__(self) -> int:
+        return int(self.sample.shape[0])
+
+
+@dataclass(frozen=True)
+class Inputs(_Packed):
+    """Standardised input vectors of one modality, one row a sample that has it.
+
+    Args:
+        values: float32 [R, F], standardised; 0 where not known.
+        known: bool [R, F], True where the value was measured.
+    """
+
+    values: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded(_Packed):
+    """What the encoders hand to a fusion: one token for each observed (sample, modality), packed.
+
+    Args:
+        tokens: [N, D], ordered by modality, then row; N is the number of True in `observed`.
+        row: int64 [N], batch row of each token.
+        modality: int64 [N], modality of each token.
+        observed: bool [B, M].
+        inputs: Standardised inputs by modality in schema order (None where a kind has none, as raw text).
+    """
+
+    tokens: Tensor
+    row: Tensor
+    modality: Tensor
+    observed: Tensor
+    inputs: tuple[Inputs | None, ...] = ()
+
+    def dense(self) -> Tensor:
+        """Scatter the tokens to [B, M, D]; slots of unobserved modalities are 0 and must be masked by `observed`."""
+        B, M = self.observed.shape
+        slots = self.tokens.new_zeros(B, M, self.tokens.shape[1])
+        return slots.index_put((self.row, self.modality), self.tokens)

@@ -1,0 +1,167 @@
+"""A batch of samples in one gather from the mapped store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmnar_lightning.records.batch import Elements, PatientBatch
+from mmnar_lightning.records.schema import Modality, RecordSchema
+from mmnar_lightning.records.store import RecordStore, StoreError
+
+Array = np.ndarray[Any, Any]
+
+
+class RecordDataset(Dataset[PatientBatch]):
+    """Samples of a store, seen through a schema: `dataset.__getitems__(rows)` is one `PatientBatch`.
+
+    The schema's items and codes are found in the store by name: an item the store lacks is NaN, a modality it lacks is
+    unobserved, a code the schema lacks is ``<unknown>``, a task it lacks is unlabelled.
+
+    Args:
+        store: Where the values are.
+        schema: What the model takes.
+        samples: int64 [n], the samples of the store that belong to this dataset, in order.
+
+    Raises:
+        StoreError: If a modality is of another kind in the store than in the schema.
+    """
+
+    def __init__(self, store: RecordStore, schema: RecordSchema, samples: Array) -> None:
+        self.store, self.schema, self.samples = store, schema, samples
+        frame = store.samples
+        labels = [
+            frame[f"label/{t}"].cast(pl.Float32).to_numpy()
+            if f"label/{t}" in frame.columns
+            else np.full(len(store), np.nan)
+            for t in schema.task_names
+        ]
+        self._labels = np.stack(labels, axis=1).astype(np.float32)
+        self._spans = {
+            name: (store.column("samples.arrow", f"start/{name}"), store.column("samples.arrow", f"stop/{name}"))
+            for name in schema.names
+            if name in store.schema.names
+        }
+        self._gather = [self._reader(m) for m in schema.modalities]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __reduce__(self) -> tuple[type[RecordDataset], tuple[RecordStore, RecordSchema, Array]]:
+        # a worker that is spawned rather than forked maps the store itself
+        return (RecordDataset, (self.store, self.schema, self.samples))
+
+    def __getitem__(self, row: int) -> PatientBatch:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int]) -> PatientBatch:
+        """Gather the batch of these rows (possibly none)."""
+        sample = self.samples[np.asarray(rows, dtype=np.int64)]
+        observed = torch.zeros(len(sample), len(self.schema.modalities), dtype=torch.bool)
+        elements = {}
+        for m, (modality, gather) in enumerate(zip(self.schema.modalities, self._gather, strict=True)):
+            elements[modality.name] = gather(sample)
+            if (span := self._spans.get(modality.name)) is not None:
+                observed[:, m] = torch.from_numpy(span[1][sample] > span[0][sample])
+        target = self._labels[sample]
+        labelled = ~np.isnan(target)
+        return PatientBatch(
+            elements=elements,
+            observed=observed,
+            targets=torch.from_numpy(np.where(labelled, target, np.float32(0))),
+            labelled=torch.from_numpy(labelled),
+            sample=torch.from_numpy(sample),
+        )
+
+    def _reader(self, modality: Modality) -> Callable[[Array], Elements]:
+        if modality.name not in self.store.schema.names:
+            return _nothing(modality)
+        there = self.store.schema.modality(modality.name)
+        if there.kind != modality.kind:
+            raise StoreError(
+                f"modality {modality.name!r} is of kind {there.kind!r} in {self.store.path.name}, "
+                f"but the model takes {modality.kind!r}"
+            )
+        store, file = self.store, f"modality/{modality.name}.arrow"
+        start, stop = self._spans[modality.name]
+        hours = store.column(file, "hours_before")
+        if modality.kind in ("text", "image"):
+            strings = store.strings(file)
+            values: Callable[[Array], Tensor | tuple[str, ...]] = lambda e: tuple(strings.take(e).to_pylist())  # noqa: E731
+        elif modality.kind == "vector":
+            values = _columns(store.column(file, "values"), there.items, modality.items)
+        elif modality.kind == "codes":
+            values = _lookup(store.column(file, "values"), store.codes(modality.name), modality.items)
+        else:
+            return self._series(modality, there, start, stop)
+
+        def gather(sample: Array) -> Elements:
+            row, element = _spans(start[sample], stop[sample])
+            return Elements(torch.from_numpy(row), torch.from_numpy(hours[element]), values(element))
+
+        return gather
+
+    def _series(self, modality: Modality, there: Modality, start: Array, stop: Array) -> Callable[[Array], Elements]:
+        file = f"modality/{modality.name}.arrow"
+        hours, value = self.store.column(file, "hours_before"), self.store.column(file, "values")
+        variable = self.store.column(file, "variable")
+        where = {item: k for k, item in enumerate(modality.items)}
+        known = np.asarray([where.get(item, -1) for item in there.items], dtype=np.int64)
+
+        def gather(sample: Array) -> Elements:
+            row, element = _spans(start[sample], stop[sample])
+            index = known[variable[element]]
+            kept = index >= 0
+            row, element, index = row[kept], element[kept], index[kept]
+            columns = (row, hours[element], value[element], index)
+            return Elements(*(torch.from_numpy(c) for c in columns))
+
+        return gather
+
+
+def _spans(start: Array, stop: Array) -> tuple[Array, Array]:
+    """Rows and element indices of the spans [start, stop): int64 [E] each."""
+    count = stop - start
+    row = np.repeat(np.arange(len(start)), count)
+    if len(row) == len(start) and bool((count == 1).all()):
+        return row, start
+    first = np.cumsum(count) - count
+    return row, np.arange(len(row)) + np.repeat(start - first, count)
+
+
+def _columns(values: Array, there: Sequence[str], wanted: Sequence[str]) -> Callable[[Array], Tensor]:
+    where = {item: k for k, item in enumerate(there)}
+    column = np.asarray([where.get(item, -1) for item in wanted], dtype=np.int64)
+    if len(column) == values.shape[1] and bool((column == np.arange(len(column))).all()):
+        return lambda element: torch.from_numpy(np.take(values, element, axis=0))
+    index, missing = torch.from_numpy(np.maximum(column, 0)), torch.from_numpy(column < 0)
+    anything_missing = bool(missing.any())
+
+    def gather(element: Array) -> Tensor:
+        taken = torch.from_numpy(np.take(values, element, axis=0)).index_select(1, index)
+        return taken.masked_fill(missing, torch.nan) if anything_missing else taken
+
+    return gather
+
+
+def _lookup(values: Array, there: Sequence[str], vocabulary: Sequence[str]) -> Callable[[Array], Tensor]:
+    where = {code: k for k, code in enumerate(vocabulary)}
+    index = np.asarray([where.get(code, 0) for code in there], dtype=np.int64)
+    return lambda element: torch.from_numpy(index[values[element]])
+
+
+def _nothing(modality: Modality) -> Callable[[Array], Elements]:
+    row, hours = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    empty: dict[str, Tensor | tuple[str, ...]] = {
+        "vector": torch.empty(0, len(modality.items)),
+        "codes": torch.empty(0, dtype=torch.int64),
+        "series": torch.empty(0),
+    }
+    variable = torch.empty(0, dtype=torch.int64) if modality.kind == "series" else None
+    return lambda _: Elements(row, hours, empty.get(modality.kind, ()), variable)

@@ -1,0 +1,196 @@
+"""A small synthetic source for every room's tests: frames, a store of them, and a datamodule over such a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mmnar_lightning.records import Modality, RecordDataModule, RecordSchema, Task, write_store
+
+VITALS = ("heart_rate", "resp_rate", "spo2", "temperature", "sbp", "gcs")
+LABS = ("lactate", "creatinine", "sodium", "albumin", "troponin")
+VARIABLES = ("heart_rate", "map", "fio2")
+CODES = tuple(f"code_{k:02d}" for k in range(20))
+SITES = ("s0", "s1", "s2", "s3", "s4", "s5")
+NO_LABS = "s5"  # the site that collects no labs
+MODALITIES = (
+    Modality("vitals", "vector", VITALS),
+    Modality("labs", "vector", LABS),
+    Modality("diagnoses", "codes"),
+    Modality("monitor", "series", VARIABLES),
+    Modality("notes", "text"),
+)
+TASKS = (
+    Task("death", "in hospital", "died before discharge"),
+    Task("death_early", "within 7 days", "died within 7 days", parent="death"),
+    Task("readmission", "within 30 days", "came back"),
+)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What `write_store` takes."""
+
+    schema: RecordSchema
+    samples: pl.DataFrame
+    elements: dict[str, pl.DataFrame]
+
+
+class MakeRecords(Protocol):
+    def __call__(self, n_patients: int = 200, seed: int = 0) -> Records: ...
+
+
+class MakeStore(Protocol):
+    def __call__(self, parent: Path, n_patients: int = 200, seed: int = 0, records: Records | None = None) -> Path: ...
+
+
+class MakeDataModule(Protocol):
+    def __call__(self, parent: Path, n_patients: int = 200, seed: int = 0, **options: Any) -> RecordDataModule: ...
+
+
+def synthetic_records(n_patients: int = 200, seed: int = 0) -> Records:
+    """Draw patients with 1 or 2 samples each, whose sickness shows in every modality and in which of them there are.
+
+    A latent z [4] a sample drives values, labels (linear logits) and availability (not at random: the sicker, the more
+    is measured). Site ``s5`` collects no labs. Sample 0 has everything, sample 1 nothing. Values are the same for the
+    same seed and patient number, so that a larger cohort holds the smaller one.
+    """
+    rows: list[dict[str, Any]] = []
+    elements: dict[str, list[dict[str, Any]]] = {m.name: [] for m in MODALITIES}
+    weight = np.random.default_rng(1).normal(size=(4, len(VITALS) + len(LABS) + len(CODES)))
+    for patient in range(n_patients):
+        rng = np.random.default_rng((seed, patient))
+        home = rng.integers(len(SITES))
+        for episode in range(1 + (rng.random() < 0.25)):
+            site = SITES[home if rng.random() < 0.9 else rng.integers(len(SITES))]
+            z = rng.normal(size=4)
+            sample, signal = len(rows), z @ weight
+            there = rng.random(5) < 1 / (1 + np.exp(-(z[[0, 0, 1, 2, 0]] + [2.0, 0.7, 1.0, 0.5, 0.0])))
+            there[1] &= site != NO_LABS
+            if sample < 2:
+                site, there = SITES[0], np.full(5, sample == 0)
+            rows.append(_sample_row(rng, patient, episode, site, z))
+            if there[0]:
+                elements["vitals"].append(_vector_row(rng, sample, VITALS, signal[:6], 0.1))
+            if there[1]:
+                elements["labs"].append(_vector_row(rng, sample, LABS, signal[6:11], 0.25))
+            if there[2]:
+                chosen = np.flatnonzero(rng.random(len(CODES)) < 1 / (1 + np.exp(2 - signal[11:])) + (sample == 0))
+                elements["diagnoses"] += [
+                    {"sample": sample, "hours_before": float(rng.uniform(0, 48)), "code": CODES[k]} for k in chosen
+                ]
+            if there[3]:
+                hours = np.sort(rng.uniform(0, 24, size=int(rng.integers(1, 7))))[::-1]
+                which = rng.integers(len(VARIABLES), size=len(hours))
+                elements["monitor"] += [
+                    {"sample": sample, "hours_before": float(h), "variable": VARIABLES[v], "value": float(signal[v])}
+                    for h, v in zip(hours, which, strict=True)
+                ]
+            if there[4]:
+                words = "worse" if z[0] > 0 else "stable"
+                elements["notes"] += [
+                    {"sample": sample, "hours_before": None if k else 1.5, "text": f"note {k}: patient is {words} — ü"}
+                    for k in range(int(rng.integers(1, 4)))
+                ]
+    samples = pl.DataFrame(
+        rows, schema_overrides={f"label/{t.name}": pl.Boolean for t in TASKS}, infer_schema_length=None
+    )
+    return Records(RecordSchema(MODALITIES, TASKS), samples, {name: _frame(name, r) for name, r in elements.items()})
+
+
+def _sample_row(
+    rng: np.random.Generator, patient: int, episode: int, site: str, z: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    death = bool(rng.random() < 1 / (1 + np.exp(-(2.0 * z[0] + z[1] - 0.5))))
+    late = None if rng.random() < 0.1 else bool(rng.random() < 0.5)
+    return {
+        "patient": f"p{patient:05d}",
+        "site": None if rng.random() < 0.03 else site,
+        "id/stay": patient * 10 + episode,
+        "prediction_time": 1440.0 * episode,
+        "label/death": death,
+        "label/death_early": late if death else False,
+        "label/readmission": None if death or rng.random() < 0.2 else bool(rng.random() < 1 / (1 + np.exp(-z[2]))),
+        "group/sex": str(rng.choice(["female", "male"])),
+        "group/age_band": str(rng.choice(["18-44", "45-64", "65-79", "80+"])),
+        "group/region": "south" if site in SITES[:3] else "north",
+        "group/year": str(2014 + int(rng.integers(2))),
+    }
+
+
+def _vector_row(
+    rng: np.random.Generator, sample: int, items: tuple[str, ...], signal: np.ndarray[Any, Any], missing: float
+) -> dict[str, Any]:
+    values = signal + 0.5 * rng.normal(size=len(items))
+    gone = rng.random(len(items)) < missing
+    gone[0] = False
+    kept = {item: None if g else float(v) for item, v, g in zip(items, values, gone, strict=True)}
+    return {"sample": sample, "hours_before": float(rng.uniform(0, 24)), **kept}
+
+
+def _frame(name: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    kinds: dict[str, dict[str, Any]] = {
+        "vitals": dict.fromkeys(VITALS, pl.Float32),
+        "labs": dict.fromkeys(LABS, pl.Float32),
+        "diagnoses": {"code": pl.String},
+        "monitor": {"variable": pl.String, "value": pl.Float32},
+        "notes": {"text": pl.String},
+    }
+    return pl.DataFrame(rows, schema={"sample": pl.Int64, "hours_before": pl.Float32, **kinds[name]})
+
+
+class StoreDataModule(RecordDataModule):
+    """A datamodule over a store that is there already.
+
+    Args:
+        path: The store.
+        options: Those of `RecordDataModule`.
+    """
+
+    def __init__(self, path: Path | str, **options: Any) -> None:
+        super().__init__(Path(path).parent, **options)
+        self.path = Path(path)
+
+    def prepare_store(self) -> Path:
+        return self.path
+
+
+@pytest.fixture(scope="session")
+def make_records() -> MakeRecords:
+    """`make_records(n_patients=200, seed=0)` returns schema, samples and elements, before they are stored."""
+    return synthetic_records
+
+
+@pytest.fixture(scope="session")
+def make_store() -> MakeStore:
+    """`make_store(tmp_path, n_patients=200, seed=0)` writes a synthetic store and returns its folder."""
+
+    def make(parent: Path, n_patients: int = 200, seed: int = 0, records: Records | None = None) -> Path:
+        drawn = synthetic_records(n_patients, seed) if records is None else records
+        fingerprint = f"{n_patients:08d}{seed:08d}"
+        return write_store(
+            parent, "synthetic", "all", fingerprint, drawn.schema, drawn.samples, drawn.elements, {"counts": []}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def store_datamodule() -> type[StoreDataModule]:
+    """The class: `store_datamodule(store_folder, batch_size=32, …)`."""
+    return StoreDataModule
+
+
+@pytest.fixture(scope="session")
+def make_datamodule(make_store: MakeStore) -> MakeDataModule:
+    """`make_datamodule(tmp_path, n_patients=200, seed=0, **options)` returns a datamodule over a synthetic store."""
+
+    def make(parent: Path, n_patients: int = 200, seed: int = 0, **options: Any) -> RecordDataModule:
+        return StoreDataModule(make_store(parent, n_patients, seed), **options)
+
+    return make

@@ -1,0 +1,102 @@
+"""Run by test_two_processes.py, once a rank: losses and gradients of two devices are those of one on the joint batch.
+
+python two_processes.py RANK RENDEZVOUS_FILE
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmnar_lightning.encoders import VectorEncoder, encode
+from mmnar_lightning.fusion import MMNARFusion
+from mmnar_lightning.objectives import binary_cross_entropy, global_count, masked_mean
+from mmnar_lightning.records import Elements, FusionShape, Modality, PatientBatch
+
+D, M, K, ROWS = 16, 3, 2, 13
+SHARDS = (slice(0, 4), slice(4, ROWS))
+CASES: tuple[dict[str, str], ...] = (
+    {"reconstruction": "latent", "missingness": "pattern"},
+    {"reconstruction": "input", "missingness": "leave_one_out"},
+)
+
+
+class Model(nn.Module):
+    """Everything from the batch to the loss, as the module puts it together."""
+
+    def __init__(self, options: dict[str, str]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        items = tuple("xyz")
+        self.encoders = nn.ModuleDict(
+            {f"m{m}": VectorEncoder(Modality(f"m{m}", "vector", items, (0.0,) * 3, (1.0,) * 3), D) for m in range(M)}
+        )
+        self.fusion = MMNARFusion(FusionShape(D, tuple(self.encoders), (3,) * M, K), dropout=0.0, **options)  # type: ignore[arg-type]
+        self.head = nn.Linear(D, K)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    def forward(self, batch: PatientBatch) -> dict[str, Tensor]:
+        encoded = encode(self.encoders, batch)
+        fused = self.fusion(encoded)
+        outcome = binary_cross_entropy(self.head(fused.patient), batch.targets)
+        means = masked_mean(outcome, batch.labelled, global_count, dim=0)
+        return {
+            "outcome": means.sum(),
+            **self.fusion.auxiliary(encoded, fused, batch.targets, batch.labelled, global_count),
+        }
+
+
+def batch_of(rows: slice, step: int) -> PatientBatch:
+    generator = torch.Generator().manual_seed(step)
+    observed = torch.rand(ROWS, M, generator=generator) < 0.7
+    observed[0] = False
+    observed[SHARDS[step % 2], 1] = False  # a modality that is absent from all of one rank
+    values = torch.randn(M, ROWS, 3, generator=generator)
+    targets = (torch.rand(ROWS, K, generator=generator) < 0.5).float()
+    labelled = torch.rand(ROWS, K, generator=generator) < 0.6
+    labelled[SHARDS[1], 1] = False  # a task that one rank has no label of
+    labelled[0, 1] = True
+    observed, targets, labelled, values = observed[rows], targets[rows], labelled[rows], values[:, rows]
+    elements = {}
+    for m in range(M):
+        row = observed[:, m].nonzero().ravel()
+        elements[f"m{m}"] = Elements(row, torch.zeros(len(row)), values[m][row])
+    return PatientBatch(elements, observed, targets, labelled, torch.arange(len(observed)))
+
+
+def gradients(model: nn.Module, batch: PatientBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    model.zero_grad()
+    terms = model(batch)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    found = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: term.detach() for name, term in terms.items()}, {n: g.clone() for n, g in found.items()}
+
+
+def main(rank: int, rendezvous: Path) -> None:
+    torch.set_num_threads(1)
+    # before the process group is there, everything counts for one process
+    joint = [[gradients(Model(case), batch_of(slice(None), step)) for step in range(2)] for case in CASES]
+    distributed.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=2)
+    for case, expected in zip(CASES, joint, strict=True):
+        # without find_unused_parameters: a parameter without gradient would fail the second step
+        model = DistributedDataParallel(Model(case))
+        for step, (one_terms, one_grads) in enumerate(expected):
+            terms, grads = gradients(model, batch_of(SHARDS[rank], step))
+            for name, term in terms.items():
+                distributed.all_reduce(term)
+                torch.testing.assert_close(term / 2, one_terms[name], rtol=1e-5, atol=1e-6, msg=f"{case} {name}")
+            assert grads.keys() == one_grads.keys() == dict(model.module.named_parameters()).keys()
+            for name, grad in grads.items():
+                torch.testing.assert_close(grad, one_grads[name], rtol=1e-5, atol=1e-5, msg=f"{case} {step} {name}")
+            assert all(float(one_terms[name]) > 0 for name in terms)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

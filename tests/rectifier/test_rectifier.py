@@ -1,0 +1,335 @@
+"""The rectifier as the module uses it: what it recovers, what it must not invent, and what it carries along."""
+
+from __future__ import annotations
+
+import json
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.stats import binom
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+from torch import Tensor
+
+from mmnar_lightning.rectifier import Rectifier
+
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+M = 6
+
+
+def drawn(
+    seed: int, n: int, K: int = 1, shift: Tensor | None = None, prevalence: float = 0.3, informative: bool = True
+) -> Rows:
+    """Logits, targets, labelled and pattern; `shift` [2^M] moves the true logit. Frequencies of patterns fall off."""
+    g = torch.Generator().manual_seed(seed)
+    frequency = 1 / (1 + torch.arange(2**M).double())
+    pattern = torch.multinomial(frequency, n, replacement=True, generator=g) * 37 % 2**M
+    logits = torch.randn(n, K, generator=g, dtype=torch.float64) + np.log(prevalence / (1 - prevalence))
+    truth = logits if informative else torch.full_like(logits, float(np.log(prevalence / (1 - prevalence))))
+    truth = truth if shift is None else truth + shift[pattern, None]
+    targets = (torch.rand(n, K, generator=g, dtype=torch.float64) < torch.sigmoid(truth)).double()
+    return logits, targets, torch.ones(n, K, dtype=torch.bool), pattern
+
+
+def z_of_auroc(targets: Tensor, scores: Tensor) -> float:
+    """(AUROC − ½) over its exact null sd, that of the Mann–Whitney statistic (scores without ties)."""
+    y, s = targets[:, 0].numpy(), scores[:, 0].numpy()
+    events, others = y.sum(), (1 - y).sum()
+    sd = np.sqrt((events + others + 1) / (12 * events * others))
+    return float((roc_auc_score(y, s) - 0.5) / sd)
+
+
+def null_z(seeds: range, on_test: bool = False) -> np.ndarray:
+    found = []
+    for seed in seeds:
+        prevalence = (0.06, 0.3)[seed % 2]
+        calibration = drawn(2 * seed, 1200, prevalence=prevalence, informative=False)
+        test = drawn(2 * seed + 1, 1200, prevalence=prevalence, informative=False)
+        rectifier = Rectifier(["y"]).fit(*(test if on_test else calibration), M)
+        found.append(z_of_auroc(test[1], rectifier.apply(test[0], test[3])))
+    return np.array(found)
+
+
+def fails_the_null(z: np.ndarray) -> bool:
+    """Whether a test of mean 0 (at 0.1 %) or of the nominal share of 95 % intervals that miss (at 0.1 %) fails."""
+    misses = int((np.abs(z) > 1.96).sum())
+    return bool(abs(z.mean()) * np.sqrt(len(z)) > 3.29 or misses > binom.ppf(0.999, len(z), 0.05))
+
+
+def test_label_independent_scores_stay_at_one_half() -> None:
+    assert not fails_the_null(null_z(range(60)))
+
+
+def test_fitting_on_test_does_not_pass_that_test() -> None:
+    assert fails_the_null(null_z(range(60), on_test=True))
+
+
+@pytest.mark.slow
+def test_label_independent_scores_stay_at_one_half_over_200_seeds() -> None:
+    assert not fails_the_null(null_z(range(1000, 1200)))
+    assert fails_the_null(null_z(range(1000, 1200), on_test=True))
+
+
+def test_labels_that_depend_on_patterns_gain_what_the_pattern_alone_predicts() -> None:
+    shift = 0.8 * torch.randn(2**M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gain = []
+    for seed in range(20):
+        calibration = drawn(2 * seed, 2000, shift=shift, informative=False)
+        test = drawn(2 * seed + 1, 2000, shift=shift, informative=False)
+        y = test[1][:, 0].numpy()
+        rectifier = Rectifier(["y"]).fit(*calibration, M)
+        ours = roc_auc_score(y, rectifier.apply(test[0], test[3])[:, 0])
+        pattern_alone = roc_auc_score(y, shift[test[3]])
+        gain.append((ours, pattern_alone))
+    ours_mean, oracle = np.mean(gain, axis=0)
+    assert oracle > 0.58
+    # estimated shifts cannot beat the true ones, and with 2,000 calibration rows come close (SE over seeds ≈ 0.003)
+    assert oracle - 0.04 < ours_mean < oracle + 0.003
+
+
+def test_planted_bias_is_recovered_and_scores_fall() -> None:
+    shift = 0.8 * torch.randn(2**M, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    calibration, test = drawn(1, 6000, shift=shift), drawn(2, 20000, shift=shift)
+    raw, plain, full = (
+        torch.sigmoid(test[0])[:, 0].numpy(),
+        Rectifier(["y"], "global").fit(*calibration, M).probabilities(test[0], test[3])[:, 0].numpy(),
+        Rectifier(["y"]).fit(*calibration, M).probabilities(test[0], test[3])[:, 0].numpy(),
+    )
+    y = test[1][:, 0].numpy()
+    best = torch.sigmoid(test[0][:, 0] + shift[test[3]]).numpy()
+    for score in (log_loss, brier_score_loss):
+        assert score(y, full) < score(y, plain) <= score(y, raw) + 1e-4
+        assert score(y, plain) - score(y, full) > 0.8 * (score(y, plain) - score(y, best))
+
+
+def test_nothing_planted_changes_nothing() -> None:
+    calibration, test = drawn(3, 6000), drawn(4, 20000)
+    rectifier = Rectifier(["y"]).fit(*calibration, M)
+    shifts = rectifier.shifts()
+    assert shifts["y/temperature"] == pytest.approx(1, abs=0.1)  # SE of the slope at n = 6,000 is 0.03
+    assert all(abs(v) < 0.15 for k, v in shifts.items() if "/pattern/" in k)
+    y = test[1][:, 0].numpy()
+    difference = log_loss(y, rectifier.probabilities(test[0], test[3])[:, 0]) - log_loss(
+        y, torch.sigmoid(test[0])[:, 0]
+    )
+    assert abs(difference) < 0.001
+
+
+def test_bias_and_temperature_equal_scikit_learn_and_scipy() -> None:
+    logits, targets, labelled, pattern = drawn(5, 3000)
+    stretched = 2.5 * logits + 1.0
+    state = Rectifier(["y"], "global").fit(stretched, targets, labelled, pattern, M).to_state()
+    bias, temperature = state["bias"][0], state["temperature"][0]
+    x, y = stretched.numpy(), targets[:, 0].numpy()
+    reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, y)
+    # the reference has no penalty; ours is worth 1e-5 of a unit of information at this n
+    assert 1 / temperature == pytest.approx(reference.coef_[0, 0], abs=1e-3)
+    assert bias == pytest.approx(reference.intercept_[0], abs=1e-3)
+
+    def penalised(v: np.ndarray) -> float:
+        eta = v[0] + v[1] * x[:, 0]
+        return float(np.sum(np.logaddexp(0, eta) - y * eta) + v[0] ** 2 / 200 + (v[1] - 1) ** 2 / 200)
+
+    found = minimize(penalised, [0.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-10}).x
+    np.testing.assert_allclose([bias, 1 / temperature], found, atol=1e-5)
+
+
+def test_separable_labels_stay_finite_and_inverted_scores_keep_a_positive_temperature() -> None:
+    x = torch.linspace(-3, 3, 200, dtype=torch.float64)[:, None]
+    labelled, pattern = torch.ones_like(x, dtype=torch.bool), torch.arange(200) % 8
+    for sign in (1, -1):
+        y = (sign * x > 0).double()
+        state = Rectifier(["y"]).fit(x, y, labelled, pattern, 3).to_state()
+        assert 0 < state["temperature"][0] <= 100
+        assert np.isfinite([v for row in state["shift"] for v in row]).all()
+        assert (state["temperature"][0] == pytest.approx(100)) == (sign == -1)
+
+
+def test_unseen_pattern_gets_its_count_and_unseen_count_the_global_shift() -> None:
+    shift = torch.tensor([0.9 if int(i).bit_count() == 2 else -0.3 for i in range(2**M)], dtype=torch.float64)
+    shift += 0.2 * torch.randn(2**M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, targets, labelled, pattern = drawn(6, 6000, shift=shift)
+    seen = (pattern != 0b11) & (pattern != 2**M - 1)
+    rectifier = Rectifier(["y"]).fit(logits[seen], targets[seen], labelled[seen], pattern[seen], M)
+    state = rectifier.to_state()
+    assert 0b11 not in state["patterns"]
+    zero = torch.zeros(2, 1, dtype=torch.float64)
+    out = rectifier.apply(zero, torch.tensor([0b11, 2**M - 1]))[:, 0] - state["bias"][0]
+    assert float(out[0]) == pytest.approx(state["count_shift"][state["counts"].index(2)][0])
+    assert float(out[0]) > 0.3
+    assert float(out[1]) == pytest.approx(state["global_shift"][0])
+
+
+def test_tasks_are_independent_and_missing_labels_do_not_count() -> None:
+    shift = 0.7 * torch.randn(2**M, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    logits, targets, labelled, pattern = drawn(7, 1500, K=4, shift=shift)
+    labelled = torch.rand(labelled.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    labelled[:, 2] = False
+    targets[:, 3] = 0
+    noise = torch.where(labelled, targets, 7.0)
+    spoilt = torch.where(labelled, logits, torch.nan)
+    joint = Rectifier(list("abcd")).fit(spoilt, noise, labelled, pattern, M)
+    out = joint.apply(logits, pattern)
+    for k in (0, 1):
+        rows = labelled[:, k]
+        alone = Rectifier(["a"]).fit(
+            logits[rows, k : k + 1], targets[rows, k : k + 1], rows[rows, None], pattern[rows], M
+        )
+        torch.testing.assert_close(alone.apply(logits[rows, k : k + 1], pattern[rows]), out[rows, k : k + 1])
+    assert torch.equal(out[:, 2:], logits[:, 2:])
+    assert joint.reasons[:2] == ("", "")
+    assert joint.reasons[2] == "no labelled calibration rows"
+    assert joint.reasons[3].startswith("no positive label in ")
+    assert not any(name.startswith(("c/", "d/")) for name in joint.shifts())
+
+
+def test_no_calibration_rows_leave_everything_as_it_is() -> None:
+    empty = (
+        torch.zeros(0, 2),
+        torch.zeros(0, 2),
+        torch.zeros(0, 2, dtype=torch.bool),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    rectifier = Rectifier(["a", "b"]).fit(*empty, 9)
+    logits = torch.randn(5, 2)
+    assert torch.equal(rectifier.apply(logits, torch.arange(5)), logits)
+    again = Rectifier.from_state(json.loads(json.dumps(rectifier.to_state())))
+    assert torch.equal(again.apply(logits, torch.arange(5)), logits)
+    assert again.reasons == ("no labelled calibration rows",) * 2
+    unfitted = Rectifier(["a", "b"])
+    assert not unfitted.fitted
+    assert unfitted.shifts() == {}
+    assert torch.equal(Rectifier.from_state(unfitted.to_state()).apply(logits, torch.arange(5)), logits)
+
+
+class Devices:
+    """A summing all-reduce between threads, which checks that every one of them calls it the same number of times."""
+
+    def __init__(self, world: int) -> None:
+        self.barrier, self.slots, self.world = threading.Barrier(world, timeout=60), {}, world  # type: ignore[var-annotated]
+
+    def reduce(self, rank: int, values: Tensor) -> Tensor:
+        self.slots[rank] = values
+        self.barrier.wait()
+        total = torch.stack([self.slots[r] for r in range(self.world)]).sum(0)
+        self.barrier.wait()
+        return total
+
+
+def sharded(parts: list[Rows], n_modalities: int) -> list[Rectifier]:
+    devices, found = Devices(len(parts)), [Rectifier(["a", "b"]) for _ in parts]
+
+    def work(rank: int) -> None:
+        try:
+            found[rank].fit(*parts[rank], n_modalities, reduce=lambda values: devices.reduce(rank, values))
+        except Exception:
+            devices.barrier.abort()
+            raise
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("cuts", [[0, 700, 1500], [0, 0, 1500], [0, 1, 900, 1500]])
+def test_shards_give_the_fit_on_the_whole(cuts: list[int]) -> None:
+    shift = 0.7 * torch.randn(2**M, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = drawn(8, 1500, K=2, shift=shift)
+    order = torch.argsort(whole[3])  # each shard has patterns that the others lack
+    whole = whole[0][order], whole[1][order], whole[2][order], whole[3][order]
+    parts = [(a[i:j], b[i:j], c[i:j], d[i:j]) for i, j in pairwise(cuts) for a, b, c, d in [whole]]
+    expected = Rectifier(["a", "b"]).fit(*whole, M).to_state()
+    for rectifier in sharded(parts, M):
+        state = rectifier.to_state()
+        assert state.keys() == expected.keys()
+        for name in expected:
+            if isinstance(expected[name], list) and name not in {"tasks", "reasons"}:
+                np.testing.assert_allclose(state[name], expected[name], atol=1e-8, err_msg=name)
+            else:
+                assert state[name] == expected[name]
+
+
+def test_state_is_json_and_loads_with_weights_only(tmp_path: Path) -> None:
+    shift = 0.7 * torch.randn(2**M, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    logits, targets, labelled, pattern = drawn(9, 1500, K=2, shift=shift)
+    rectifier = Rectifier(["a", "b"]).fit(logits, targets, labelled, pattern, M)
+    torch.save({"extra": rectifier.to_state()}, tmp_path / "state.ckpt")
+    loaded = torch.load(tmp_path / "state.ckpt", weights_only=True)["extra"]
+    for state in (loaded, json.loads(json.dumps(rectifier.to_state(), allow_nan=False))):
+        again = Rectifier.from_state(state)
+        assert again.to_state() == rectifier.to_state()
+        torch.testing.assert_close(again.apply(logits, pattern), rectifier.apply(logits, pattern), atol=0, rtol=0)
+    with pytest.raises(ValueError, match="version 9"):
+        Rectifier.from_state(loaded | {"version": 9})
+    with pytest.raises(ValueError, match="shift"):
+        Rectifier.from_state({k: v for k, v in loaded.items() if k != "shift"})
+
+
+def test_sixty_two_modalities_need_no_table_of_patterns() -> None:
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 2**62 - 1, (40,), generator=g)
+    pattern = ids[torch.randint(0, 40, (2000,), generator=g)]
+    logits = torch.randn(2000, 1, generator=g)
+    targets = (torch.rand(2000, 1, generator=g) < torch.sigmoid(logits)).float()
+    rectifier = Rectifier(["y"]).fit(logits, targets, torch.ones_like(logits, dtype=torch.bool), pattern, 62)
+    assert rectifier.to_state()["patterns"] == sorted(set(pattern.tolist()))
+    out = rectifier.apply(logits, pattern)
+    assert out.dtype == torch.float32
+    assert torch.isfinite(out).all()
+
+
+def test_a_shift_never_reorders_inside_a_pattern() -> None:
+    shift = torch.randn(2**M, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    calibration, test = drawn(10, 1000, shift=shift), drawn(11, 500)
+    out = Rectifier(["y"]).fit(*calibration, M).apply(test[0], test[3])[:, 0]
+    for p in torch.unique(test[3]):
+        rows = test[3] == p
+        assert torch.equal(torch.argsort(out[rows]), torch.argsort(test[0][rows, 0]))
+
+
+def test_names_choose_the_shifts_that_are_shown() -> None:
+    rectifier = Rectifier(["y"]).fit(*drawn(12, 800), M)
+    shown = {name for name in rectifier.shifts({0: "none", 37: "labs+notes"}) if "/pattern/" in name}
+    assert shown == {"y/pattern/none", "y/pattern/labs+notes"}
+    assert "y/tau_pattern" not in Rectifier(["y"], "global").fit(*drawn(12, 800), M).shifts()
+
+
+def test_wrong_input_is_counted_in_one_error() -> None:
+    logits, targets, labelled, pattern = drawn(13, 50)
+    spoilt = logits.clone()
+    spoilt[:3] = torch.nan
+    with pytest.raises(ValueError, match=r"3 labelled logits that are NaN; 50 pattern ids outside 0 … 2\^6"):
+        Rectifier(["y"]).fit(spoilt, targets, labelled, pattern + 2**M, M)
+    with pytest.raises(ValueError, match="50 labelled targets other than 0 and 1"):
+        Rectifier(["y"]).fit(logits, targets + 0.5, labelled, pattern, M)
+    with pytest.raises(ValueError, match="1 weights that are negative"):
+        Rectifier(["y"]).fit(logits, targets, labelled, pattern, M, weights=torch.tensor([-1.0] + [1.0] * 49))
+    with pytest.raises(ValueError, match=r"targets must be \[50, 1\]"):
+        Rectifier(["y"]).fit(logits, targets[:, 0], labelled, pattern, M)
+    with pytest.raises(ValueError, match="global, intercepts"):
+        Rectifier(["y"], "slopes of hope")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_calibration_set_gives_finite_shifts(data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, 30))
+    number = st.one_of(st.floats(-60, 60), st.sampled_from([np.inf, -np.inf, 0.0]))
+    logits = torch.tensor(data.draw(st.lists(number, min_size=n, max_size=n)), dtype=torch.float64)[:, None]
+    bits = st.lists(st.booleans(), min_size=n, max_size=n)
+    targets = torch.tensor(data.draw(bits), dtype=torch.float32)[:, None]
+    labelled = torch.tensor(data.draw(bits), dtype=torch.bool)[:, None]
+    pattern = torch.tensor(data.draw(st.lists(st.integers(0, 2**62 - 1), min_size=n, max_size=n)), dtype=torch.int64)
+    state = Rectifier(["y"]).fit(logits, targets, labelled, pattern, 62).to_state()
+    json.dumps(state, allow_nan=False)
+    assert 0 < state["temperature"][0] <= 100.001
