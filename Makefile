@@ -29,24 +29,21 @@ $(STAMP): pyproject.toml
 	@touch $@
 	@echo "==> ready: $(BIN)/mmnar --help"
 
-$(DEMO)/extract.made: | $(STAMP)
-	@echo "==> 1/5 simulating $(DEMO_PATIENTS) patients in eICU's raw layout under $(DEMO)/extract (seed $(DEMO_SEED))"
-	@rm -rf $(DEMO)/extract && mkdir -p $(DEMO)
+# Each step is idempotent: an extract or store that is there is kept, a run that was interrupted goes on.
+demo: $(STAMP) ## Simulate an extract, prepare it, train, test, predict: a whole run in minutes
+	@echo "==> 1/5 simulating $(DEMO_PATIENTS) patients in eICU's raw layout (seed $(DEMO_SEED))"
 	@$(BIN)/mmnar simulate eicu $(DEMO)/extract --patients $(DEMO_PATIENTS) --seed $(DEMO_SEED)
-	@touch $@
-
-demo: $(STAMP) $(DEMO)/extract.made ## Simulate an extract, prepare it, train, test, predict: a whole run in minutes
 	@echo "==> 2/5 preparing the record store"
 	@$(BIN)/mmnar prepare --config configs/demo.yaml
 	@echo "==> 3/5 training"
 	@$(BIN)/mmnar fit --config configs/demo.yaml --resume auto
 	@echo "==> 4/5 testing"
-	@$(BIN)/mmnar test --config configs/demo.yaml --ckpt_path best
+	@$(BIN)/mmnar test --config configs/demo.yaml
 	@echo "==> 5/5 predicting"
-	@$(BIN)/mmnar predict --config configs/demo.yaml --ckpt_path best
+	@$(BIN)/mmnar predict --config configs/demo.yaml
 	@echo "==> done; $(DEMO)/ holds the extract, the store and the run"
 	@echo "    live view:   $(BIN)/tensorboard --logdir $(DEMO)/run"
-	@find $(DEMO)/run -name 'predictions.parquet' -exec echo "    predictions: {}" \; -o -name 'report*.html' -exec echo "    report:      {}" \;
+	@find $(DEMO)/run -name predictions.parquet -exec echo "    predictions: {}" \; -o -name 'report*.html' -exec echo "    report:      {}" \;
 
 test: $(STAMP) ## Run the tests; those on real records run where the open demo extracts are found
 	@echo "==> tests"

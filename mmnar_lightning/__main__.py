@@ -18,9 +18,8 @@ LIGHTNING = {
 
 def commands() -> dict[str, str]:
     """Return the commands that are not Lightning's with the first line of their modules."""
-    import mmnar_lightning.commands as package
-
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    package = importlib.import_module("mmnar_lightning.commands")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
     lines = {n: (importlib.import_module(f"{package.__name__}.{n}").__doc__ or "").split("\n")[0] for n in names}
     return {n.replace("_", "-"): line for n, line in lines.items()}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+# a config names the classes of these rooms by their bare names, which works for imported ones
 import mmnar_lightning.callbacks
 import mmnar_lightning.encoders
 import mmnar_lightning.fusion
 from mmnar_lightning import __version__
 from mmnar_lightning.callbacks import AtomicCheckpointIO
+from mmnar_lightning.commands._config import load_plugins, resolve_configs
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import RecordDataModule
 
@@ -29,54 +31,6 @@ log = logging.getLogger(__name__)
 # what may differ between a run and its continuation: where and how it runs, not what is learned from what
 FREE_ON_RESUME = ("trainer", "run_dir", "resume", "ckpt_path", "config", "data.init_args.root", "data.init_args.store")
 FREE_ON_RESUME += ("data.init_args.workers", "data.init_args.predict_splits", "weights_only")
-
-
-def load_plugins() -> None:
-    """Import the datamodules of all installed plugins, so that a config can name them by their bare class name.
-
-    Raises:
-        ValueError: If two plugins register the same name.
-    """
-    found: dict[str, str] = {}
-    for point in entry_points(group="mmnar.datamodules"):
-        if found.setdefault(point.name, point.value) != point.value:
-            raise ValueError(f"two plugins register the datamodule {point.name!r}: {found[point.name]} and {point.value}")
-        try:
-            point.load()
-        except Exception as error:  # whatever somebody else's plugin raises must not take the others down
-            log.warning("the plugin %r cannot be loaded: %s", point.name, error)
-
-
-def config_path(given: str) -> str:
-    """Resolve `--config NAME`: an existing file as it is, else a config that ships with the package.
-
-    Raises:
-        ValueError: If it is neither; lists the configs that ship.
-    """
-    if Path(given).is_file():
-        return given
-    folders = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
-    shipped = next((folder for folder in folders if folder.is_dir()), None)
-    if shipped is not None:
-        for name in (given, f"{given}.yaml", given.removeprefix("configs/")):
-            if (shipped / name).is_file():
-                return str(shipped / name)
-        known = sorted(str(p.relative_to(shipped)).removesuffix(".yaml") for p in shipped.rglob("*.yaml"))
-        raise ValueError(f"no config file {given!r}; those that ship: {', '.join(known)}")
-    raise ValueError(f"no config file {given!r}")
-
-
-def resolve_configs(arguments: Sequence[str]) -> list[str]:
-    """Replace the value of each `--config` by a path that exists."""
-    resolved: list[str] = []
-    for word in arguments:
-        flag, equals, value = word.partition("=")
-        if resolved and resolved[-1] in ("--config", "-c"):
-            word = config_path(word)
-        elif equals and flag in ("--config", "-c"):
-            word = f"{flag}={config_path(value)}"
-        resolved.append(word)
-    return resolved
 
 
 class MultimodalCLI(LightningCLI):
@@ -202,9 +156,13 @@ def run(arguments: Sequence[str]) -> int:
         arguments: Subcommand first, as on the command line.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # Lightning 2.6 asks torch for what it calls deprecated; nothing a user could do about
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
     load_plugins()
+    # Lightning starts the other processes of a machine by repeating sys.argv
+    sys.argv = [sys.argv[0], *resolve_configs(arguments)]
     MultimodalCLI(
         MultimodalOutcomeModule,
         RecordDataModule,
@@ -213,9 +171,8 @@ def run(arguments: Sequence[str]) -> int:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"version": __version__},
-        args=resolve_configs(arguments),
     )
     return 0
 
 
-__all__ = ["MultimodalCLI", "config_path", "load_plugins", "resolve_configs", "run"]
+__all__ = ["MultimodalCLI", "run"]

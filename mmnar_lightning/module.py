@@ -22,6 +22,7 @@ from mmnar_lightning.rectifier import Rectifier
 
 EncoderFactory = Callable[[Modality, int], Encoder]
 FusionFactory = Callable[[FusionShape], Fusion]
+VALIDATION_METRICS = ("auroc", "auprc", "brier", "log_loss")
 
 
 @dataclass(frozen=True)
@@ -315,9 +316,14 @@ class MultimodalOutcomeModule(LightningModule):
         logits, targets, labelled, pattern = gathered
         values = masked_mean(binary_cross_entropy(logits, targets), labelled, counts=_local, dim=0)
         logged: dict[str, Any] = {f"{stage}/loss": values.mean()}
-        for kind, probabilities in (("", logits.sigmoid()), ("rectified/", self.rectify(logits, pattern))):
+        versions = {"": logits.sigmoid(), "rectified/": self.rectify(logits, pattern)}
+        # exact but not cheap: what chooses the checkpoint and a few curves while training, everything in the end
+        chosen = VALIDATION_METRICS if self.trainer.state.fn == "fit" else None
+        if chosen is None:
+            versions["recalibrated/"] = self.rectifier.recalibrate(logits).sigmoid()
+        for kind, probabilities in versions.items():
             # rows of all devices are here already
-            metrics = OutcomeMetrics(self.schema.task_names, self._pattern_words, sync_on_compute=False)
+            metrics = OutcomeMetrics(self.schema.task_names, self._pattern_words, chosen, sync_on_compute=False)
             metrics.update(probabilities, targets, labelled, pattern)
             logged |= {f"{stage}/{kind}{name}": value for name, value in metrics.compute().items()}
         self.log_dict(logged, batch_size=1)

@@ -50,7 +50,7 @@ class MakeStore(Protocol):
 
 
 class MakeDataModule(Protocol):
-    def __call__(self, parent: Path, n_patients: int = 200, seed: int = 0, **options: Any) -> RecordDataModule: ...
+    def __call__(self, parent: Path, n_patients: int = 200, **options: Any) -> RecordDataModule: ...
 
 
 def synthetic_records(n_patients: int = 200, seed: int = 0) -> Records:
@@ -188,9 +188,9 @@ def store_datamodule() -> type[StoreDataModule]:
 
 @pytest.fixture(scope="session")
 def make_datamodule(make_store: MakeStore) -> MakeDataModule:
-    """`make_datamodule(tmp_path, n_patients=200, seed=0, **options)` returns a datamodule over a synthetic store."""
+    """`make_datamodule(tmp_path, n_patients=200, **options)` returns a datamodule over a synthetic store."""
 
-    def make(parent: Path, n_patients: int = 200, seed: int = 0, **options: Any) -> RecordDataModule:
-        return StoreDataModule(make_store(parent, n_patients, seed), **options)
+    def make(parent: Path, n_patients: int = 200, **options: Any) -> RecordDataModule:
+        return StoreDataModule(make_store(parent, n_patients), **options)
 
     return make

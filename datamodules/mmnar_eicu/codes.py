@@ -39,11 +39,13 @@ def prefixes(path: str, separator: str = "|", source: str = "") -> pl.Expr:
 
 
 def _codes(frame: pl.LazyFrame, lists: pl.Expr) -> pl.LazyFrame:
-    return frame.select("sample", "hours_before", lists.alias("code")).explode("code", empty_as_null=True, keep_nulls=True)
+    # A list without any code stays one row with none, to be counted.
+    coded = frame.select("sample", "hours_before", lists.list.drop_nulls().alias("code"))
+    return coded.explode("code", empty_as_null=True, keep_nulls=True)
 
 
 def drug_name(column: str = "drugname") -> pl.Expr:
-    """A drug's name without container, strength and form: ``5 ML VIAL : DILTIAZEM HCL 25 MG/5ML`` → ``diltiazem hcl``."""
+    """A drug's name without container, strength, form: ``5 ML VIAL : DILTIAZEM HCL 25 MG/5ML`` → ``diltiazem hcl``."""
     name = pl.col(column).str.to_lowercase()
     name = name.str.replace(r"^\s*[\d.,]+ *(ml|gm|g|each|ea)?\b[ a-z]*[:-] *", "")
     name = name.str.replace_all(r"\(.*?\)", " ").str.replace(r"[\d.,]+ *(%|[a-z]).*$", " ")
@@ -62,9 +64,11 @@ def drugs(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def infusions(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """Codes of infusionDrug: ``drug:``, ``class:``, and ``running:`` if charted within the last hours; rate 0 is none."""
+    """Codes of infusionDrug: ``drug:`` and ``class:``, and ``running:`` if charted within the last hours.
+
+    A rate of 0 is an infusion that was stopped: no code.
+    """
     table = infusion_drugs()[0]
-    # The drug stands before its parenthesised unit: "Norepinephrine (mcg/min)".
     name = pl.col("drugname").str.to_lowercase()
     drug: pl.Expr = pl.lit(None, pl.String)
     family: pl.Expr = pl.lit(None, pl.String)
@@ -73,7 +77,10 @@ def infusions(frame: pl.LazyFrame) -> pl.LazyFrame:
         drug = pl.when(fits).then(pl.lit(word)).otherwise(drug)
         family = pl.when(fits).then(pl.lit(group)).otherwise(family)
     rate = pl.col("drugrate").str.strip_chars().cast(pl.Float64, strict=False)
-    given = frame.filter(rate.is_null() | (rate > 0)).with_columns(drug=drug, family=family, name=drug_name())
+    given = rate.is_null() | (rate > 0)
+    named = frame.with_columns(
+        drug=pl.when(given).then(drug), family=pl.when(given).then(family), name=pl.when(given).then(drug_name())
+    )
     recent = pl.col("hours_before") <= RECENT
     lists = pl.concat_list(
         pl.lit("drug:") + pl.col("drug"),
@@ -82,12 +89,12 @@ def infusions(frame: pl.LazyFrame) -> pl.LazyFrame:
         pl.when(recent).then(pl.lit("running:") + pl.col("family")),
         pl.when(pl.col("drug").is_null()).then(pl.lit("name:") + pl.col("name")),
     )
-    return _codes(given, lists)
+    return _codes(named, lists)
 
 
 def tree(frame: pl.LazyFrame, column: str, source: str = "") -> pl.LazyFrame:
     """Codes of a path such as ``cardiovascular|shock / hypotension|sepsis``: the path and all its beginnings."""
-    return _codes(frame.filter(pl.col(column).is_not_null()), prefixes(column, source=source))
+    return _codes(frame, prefixes(column, source=source))
 
 
 def admission_diagnoses(frame: pl.LazyFrame) -> pl.LazyFrame:

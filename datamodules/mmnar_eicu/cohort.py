@@ -33,7 +33,11 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "landmark": (
         _MORTALITY,
         Task("mortality_unit", "until the end of the ICU episode", "died in the ICU", parent="mortality_hospital"),
-        Task("death_or_los_7d", "7 days from ICU admission", "still in the ICU after 7 days, or died in the hospital by then"),
+        Task(
+            "death_or_los_7d",
+            "7 days from ICU admission",
+            "still in the ICU after 7 days, or died in the hospital by then",
+        ),
         Task("los_7d", "7 days from ICU admission", "still in the ICU after 7 days", parent="death_or_los_7d"),
     ),
     "unit_discharge": (
@@ -51,7 +55,7 @@ class Cohort:
         samples: One row a sample in final order; ``sample`` is its row number, `prediction_time` minutes from the
             start of the episode, ``label/*`` the outcomes, and the first unit stay's attributes.
         stays: One row for each unit stay that had begun by the prediction time: `patientunitstayid`, ``sample``, and on
-            that stay's own clock (Float64 minutes) ``prediction_time`` and ``window_start``; ``shift`` is what turns its
+            that stay's own clock (Float64 minutes) ``prediction_time`` and ``window_start``; ``shift`` turns its
             minutes into those of the episode.
     """
 
@@ -99,14 +103,16 @@ def unit_stays(patient: pl.DataFrame, outcomes: pl.DataFrame, log: Counts) -> pl
         died_unit=_status("unitdischargestatus"),
         died_hospital=_status("hospitaldischargestatus"),
     )
-    step_down = pl.col("unitstaytype").str.to_lowercase().str.contains("step-?down").fill_null(False)
-    stays = _drop(stays, ~step_down, log, "patient", "step-down unit, no ICU")
-    times = pl.min_horizontal("unitdischargeoffset") >= 0
-    stays = _drop(stays, times, log, "patient", "unit discharge before unit admission or unknown")
+    kind = pl.concat_str("unitstaytype", "unittype", separator=" ", ignore_nulls=True).str.to_lowercase()
+    stays = _drop(stays, ~kind.str.contains("step-?down").fill_null(False), log, "patient", "step-down unit, no ICU")
+    stays = _drop(
+        stays, pl.col("unitdischargeoffset") >= 0, log, "patient", "unit discharge before unit admission or unknown"
+    )
     known = pl.col("start").is_not_null() & (pl.col("start").abs() <= LONGEST_STAY_BEFORE)
     stays = _drop(stays, known, log, "patient", "hospital admission over 180 days from unit admission or unknown")
-    discharge = pl.col("hospital_end") >= 0
-    return _drop(stays, discharge, log, "patient", "hospital discharge before hospital admission or unknown")
+    return _drop(
+        stays, pl.col("hospital_end") >= 0, log, "patient", "hospital discharge before hospital admission or unknown"
+    )
 
 
 def number_episodes(stays: pl.DataFrame) -> pl.DataFrame:
@@ -155,13 +161,10 @@ def landmark(found: pl.DataFrame, hours: float, log: Counts) -> pl.DataFrame:
     long = pl.col("length") > LONG_STAY
     # Who is in the hospital after day 7 is alive at day 7, whatever the status says.
     early_death = pl.when(pl.col("alive_until") > LONG_STAY).then(False).otherwise(pl.col("label/mortality_hospital"))
-    return (
-        kept.with_columns(pl.lit(float(at)).alias("prediction_time"), hospital_mortality())
-        .with_columns(
-            pl.when("contradiction").then(None).otherwise(pl.col("died_unit")).alias("label/mortality_unit"),
-            (long | early_death).alias("label/death_or_los_7d"),
-            long.alias("label/los_7d"),
-        )
+    return kept.with_columns(pl.lit(float(at)).alias("prediction_time"), hospital_mortality()).with_columns(
+        pl.when("contradiction").then(None).otherwise(pl.col("died_unit")).alias("label/mortality_unit"),
+        (long | early_death).alias("label/death_or_los_7d"),
+        long.alias("label/los_7d"),
     )
 
 
@@ -169,7 +172,9 @@ def hospital_mortality() -> pl.Expr:
     """Label ``mortality_hospital``: a death in the unit is one in the hospital; contradictory records are unknown."""
     died = pl.col("died_hospital") | pl.col("died_unit").fill_null(False)
     # Without a hospital status only a death in the unit is known: unknown must not turn negative.
-    known = pl.when(pl.col("died_hospital").is_null() & ~pl.col("died_unit").fill_null(False)).then(None).otherwise(died)
+    known = (
+        pl.when(pl.col("died_hospital").is_null() & ~pl.col("died_unit").fill_null(False)).then(None).otherwise(died)
+    )
     return pl.when("contradiction").then(None).otherwise(known).alias("label/mortality_hospital")
 
 
@@ -186,7 +191,9 @@ def unit_discharge(found: pl.DataFrame, log: Counts) -> pl.DataFrame:
     )
 
 
-def build_cohort(patient: pl.DataFrame, outcomes: pl.DataFrame, cohort: CohortName, hours: float, log: Counts) -> Cohort:
+def build_cohort(
+    patient: pl.DataFrame, outcomes: pl.DataFrame, cohort: CohortName, hours: float, log: Counts
+) -> Cohort:
     """Find the samples of a cohort.
 
     Args:
@@ -204,7 +211,9 @@ def build_cohort(patient: pl.DataFrame, outcomes: pl.DataFrame, cohort: CohortNa
     adults = _drop(found, pl.col("years").is_not_null(), log, "episodes", "age unknown")
     adults = _drop(adults, pl.col("years") >= 18, log, "episodes", "under 18")
     samples = landmark(adults, hours, log) if cohort == "landmark" else unit_discharge(adults, log)
-    samples = samples.sort(HOSPITAL_STAY, "episode").with_row_index("sample").with_columns(pl.col("sample").cast(pl.Int64))
+    samples = (
+        samples.sort(HOSPITAL_STAY, "episode").with_row_index("sample").with_columns(pl.col("sample").cast(pl.Int64))
+    )
     log.add("samples", "outcome contradicts itself, label unknown", int(samples["contradiction"].sum()))
     return Cohort(samples, stays_of(samples, stays))
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import polars as pl
 
-from mmnar_eicu.cohort import HOSPITAL_STAY, TASKS, Cohort, CohortName, build_cohort
 from mmnar_eicu.codes import infusion_drugs
+from mmnar_eicu.cohort import HOSPITAL_STAY, TASKS, Cohort, CohortName, build_cohort
 from mmnar_eicu.modalities import BUILDERS, Source, care_limits, describe
 from mmnar_eicu.structured import categories, groups, structured, with_hospital
 from mmnar_eicu.tables import STAY, all_tables, catalogue
@@ -51,7 +51,9 @@ class EICUExtractor:
         if self.cohort not in get_args(CohortName):
             raise ValueError(f"cohort {self.cohort!r} is not one of {', '.join(get_args(CohortName))}")
         if not 0 < self.landmark_hours < 7 * 24:
-            raise ValueError(f"landmark_hours must lie between 0 and 168 (the 7 days of los_7d), got {self.landmark_hours:g}")
+            raise ValueError(
+                f"landmark_hours must lie between 0 and 168 (the 7 days of los_7d), got {self.landmark_hours:g}"
+            )
         if self.lab_delay < 0:
             raise ValueError(f"lab_delay must not be negative, got {self.lab_delay:g} minutes")
 

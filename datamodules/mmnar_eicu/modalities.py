@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -11,7 +11,7 @@ from mmnar_eicu import codes, tables
 from mmnar_eicu.structured import structured_items
 from mmnar_eicu.tables import STAY, catalogue
 from mmnar_eicu.windows import known, tally
-from mmnar_lightning.extract import Counts, TableSpec, aggregate, items, pivot
+from mmnar_lightning.extract import Clock, Counts, TableSpec, aggregate, items, pivot
 from mmnar_lightning.records import Modality
 
 STATS = ("last", "min", "max", "mean", "count", "delta")
@@ -58,10 +58,13 @@ class Source:
             self.log.add(spec.name, "about a time before hospital admission", row["outside"])
         return known(table, spec, self.stays, whole_life)
 
-    def codes(self, *coded: pl.LazyFrame) -> pl.DataFrame:
-        """Collect code occurrences, one row a code of a sample, and count those without a code."""
-        frames = [frame.select("sample", "hours_before", "code") for frame in coded]
-        return codes.latest(pl.concat(frames)).collect(engine="streaming")
+    def codes(self, table: str, *coded: pl.LazyFrame) -> pl.DataFrame:
+        """Collect code occurrences, one row a code of a sample; counts rows that carry none."""
+        both = pl.concat([frame.select("sample", "hours_before", "code") for frame in coded])
+        none = both.select(pl.col("code").is_null().sum())
+        found, without = pl.collect_all([codes.latest(both), none], engine="streaming")
+        self.log.add(table, "rows without a code, not used", without.item())
+        return found
 
 
 def measured(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
@@ -75,7 +78,9 @@ def measured(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
         ``sample``, ``hours_before`` (of the last value) and `items`, Float32; null where never measured.
     """
     # The same value at the same time is the same measurement, filed twice or under two unit stays.
-    once = frame.filter(pl.col("value").is_not_null()).select("sample", "variable", "value", "time", "available", "hours_before")
+    once = frame.filter(pl.col("value").is_not_null()).select(
+        "sample", "variable", "value", "time", "available", "hours_before"
+    )
     once = once.group_by("sample", "variable", "time", "value").agg(pl.col("available", "hours_before").min())
     wide = pivot(aggregate(once, time="time", tie=("available",), stats=STATS), variables, STATS)
     last = once.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect(engine="streaming")
@@ -101,7 +106,8 @@ def vitals(source: Source) -> pl.DataFrame:
 def labs(source: Source) -> pl.DataFrame:
     """``labs``: statistics of lab results since hospital admission."""
     spec, listed = tables.lab(), catalogue("labs")
-    frame = source.known(spec).filter(pl.col("hours_before") * 60 >= source.lab_delay, pl.col("labresult").is_not_null())
+    late_enough = (pl.col("hours_before") * 60).round() >= source.lab_delay
+    frame = source.known(spec).filter(late_enough, pl.col("labresult").is_not_null())
     # Units were checked when the table was scanned.
     rows = listed.apply(frame, "labname", "labresult", "labmeasurenamesystem", source.log, "lab", "count")
     return measured(rows, listed.variables)
@@ -109,27 +115,28 @@ def labs(source: Source) -> pl.DataFrame:
 
 def medication(source: Source) -> pl.DataFrame:
     """``medication``: drugs ordered."""
-    return source.codes(codes.drugs(source.known(tables.MEDICATION)))
+    return source.codes("medication", codes.drugs(source.known(tables.MEDICATION)))
 
 
 def infusion(source: Source) -> pl.DataFrame:
     """``infusion``: drugs that run into a vein."""
-    return source.codes(codes.infusions(source.known(tables.INFUSION)))
+    return source.codes("infusion", codes.infusions(source.known(tables.INFUSION)))
 
 
 def home_drugs(source: Source) -> pl.DataFrame:
     """``home_drugs``: drugs taken before admission, as entered by then."""
-    return source.codes(codes.drugs(source.known(tables.ADMISSION_DRUG, whole_life=True)))
+    return source.codes("home_drugs", codes.drugs(source.known(tables.ADMISSION_DRUG, whole_life=True)))
 
 
 def treatment(source: Source) -> pl.DataFrame:
     """``treatment``: active treatments, each with its place in the tree."""
-    return source.codes(codes.tree(source.known(tables.TREATMENT), "treatmentstring"))
+    return source.codes("treatment", codes.tree(source.known(tables.TREATMENT), "treatmentstring"))
 
 
 def diagnosis(source: Source) -> pl.DataFrame:
     """``diagnosis``: active (``dx:``), admission (``adm:``) and past (``hx:``) diagnoses."""
     return source.codes(
+        "diagnosis",
         codes.tree(source.known(tables.DIAGNOSIS), "diagnosisstring", "dx:"),
         codes.admission_diagnoses(source.known(tables.ADMISSION_DX)),
         codes.past_history(source.known(tables.PAST_HISTORY, whole_life=True)),
@@ -137,23 +144,32 @@ def diagnosis(source: Source) -> pl.DataFrame:
 
 
 def exam_rows(source: Source) -> pl.LazyFrame:
-    """Physical exams known by the prediction time.
+    """Physical exams known by the prediction time; counts the others.
 
-    An exam has the time of its note but not the note's time of entry, so that it counts as known with a known note about
-    the same minute, or `tables.EXAM_LAG` later. A note that is entered late changes neither.
+    An exam has the time of its note but not the note's time of entry, so that it counts as known with a known note
+    about the same minute, or `tables.EXAM_LAG` later. A note that is entered late changes neither.
     """
     spec, table = tables.PHYSICAL_EXAM, source.frames["physicalexam"]
     entered = known(source.frames["note"], tables.NOTE, source.stays).select("sample", "time").unique()
-    own = TableSpec(spec.name, spec.file, spec.columns, tables.Clock("physicalexamoffset", lag=0.0), not_null=(STAY,))
-    with_note = known(table, own, source.stays).join(entered, on=["sample", "time"], how="semi")
-    return pl.concat([source.known(spec), with_note], how="diagonal").select("sample", "hours_before", "physicalexampath").unique()
+    at_once = replace(spec, clock=Clock("physicalexamoffset", lag=0.0))
+    with_note = known(table, at_once, source.stays).join(entered, on=["sample", "time"], how="semi")
+    without = known(table, spec, source.stays).join(entered, on=["sample", "time"], how="anti")
+    columns = ["sample", "hours_before", "physicalexampath"]
+    rows = pl.concat([with_note.select(columns), without.select(columns)])
+    all_rows = table.join(source.stays.lazy(), on=STAY, how="semi").select(pl.len())
+    every, kept = pl.collect_all([all_rows, rows.select(pl.len())], engine="streaming")
+    source.log.add(spec.name, "rows of the samples' unit stays", every.item())
+    source.log.add(
+        spec.name, "not yet known at the prediction time, or before hospital admission", every.item() - kept.item()
+    )
+    return rows
 
 
 def notes(source: Source) -> pl.DataFrame:
     """``notes``: what was picked in notes and physical exams; typed text and numbers are not stored."""
     exams = exam_rows(source)
     written = codes.notes(source.known(tables.NOTE, whole_life=True))
-    return source.codes(written, codes.exams(exams), codes.coma_scores(exams))
+    return source.codes("notes", written, codes.exams(exams), codes.coma_scores(exams))
 
 
 def respiratory(source: Source) -> pl.DataFrame:
@@ -175,7 +191,7 @@ def respiratory(source: Source) -> pl.DataFrame:
 
 def micro(source: Source) -> pl.DataFrame:
     """``micro``: sites of cultures taken, without their results."""
-    return source.codes(codes.cultures(source.known(tables.MICRO)))
+    return source.codes("micro", codes.cultures(source.known(tables.MICRO)))
 
 
 BUILDERS: dict[str, Callable[[Source], pl.DataFrame]] = {
@@ -202,7 +218,14 @@ def care_limits(source: Source) -> pl.DataFrame:
     """
     plan = source.known(tables.CARE_PLAN).filter(pl.col("cplgroup").str.to_lowercase() == "care limitation")
     item = pl.col("cplitemvalue").str.strip_chars().str.to_lowercase()
-    level = pl.when(item.is_null()).then(None).when(item == "full therapy").then(0).when(item == "comfort measures only").then(2)
+    level = (
+        pl.when(item.is_null())
+        .then(None)
+        .when(item == "full therapy")
+        .then(0)
+        .when(item == "comfort measures only")
+        .then(2)
+    )
     planned = plan.select("sample", level=level.otherwise(1))
     # A talk about the end of life was saved; what was agreed isn't.
     talked = source.known(tables.CARE_PLAN_EOL).select("sample", level=pl.lit(1))

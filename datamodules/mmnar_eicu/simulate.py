@@ -73,10 +73,12 @@ def simulate(
         "strength": float(strength),
     }
     folder = folder.absolute()
+    if _complete(folder, settings):
+        logger.info("%s already holds this extract", folder)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        if _complete(folder, settings):
-            logger.info("%s already holds this extract", folder)
+        if _complete(folder, settings):  # written by another process while this one waited
             return
         partial = folder.parent / f".{folder.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed

@@ -120,12 +120,12 @@ def structured(cohort: Cohort, log: Counts) -> pl.DataFrame:
 
 def groups() -> list[pl.Expr]:
     """Subgroup columns ``group/*`` (but ``group/care_limits``); null where unknown."""
-    band = pl.when(pl.col("years") < AGE_BANDS[0][0]).then(pl.lit(AGE_BANDS[0][1]))
-    for limit, name in AGE_BANDS[1:]:
-        band = band.when(pl.col("years") < limit).then(pl.lit(name))
+    band: pl.Expr = pl.lit("85+")
+    for limit, name in reversed(AGE_BANDS):
+        band = pl.when(pl.col("years") < limit).then(pl.lit(name)).otherwise(band)
     return [
         _word("gender").alias("group/sex"),
-        band.otherwise(pl.lit("85+")).alias("group/age_band"),
+        band.alias("group/age_band"),
         _word("ethnicity").alias("group/race"),
         _word("unittype").alias("group/unit_type"),
         _word("region").alias("group/region"),

@@ -2,9 +2,9 @@
 
 All times are minutes from the *unit* admission of the row's unit stay. Columns that know the future stand on no list:
 ``activeupondischarge``, ``dischargeweight``, ``unitdischarge*`` and ``hospitaldischarge*`` (but in `OUTCOMES`),
-``drugstopoffset``, ``drugordercancelled``, ``ventendoffset`` and all APACHE tables. ``apacheadmissiondx`` of the patient
-table has no clock; the same diagnosis stands in admissionDx, which has one. ``organism`` and ``sensitivitylevel`` of
-microLab are results without a time of their own.
+``drugstopoffset``, ``drugordercancelled``, ``ventendoffset`` and all APACHE tables. ``apacheadmissiondx`` of the
+patient table has no clock; the same diagnosis stands in admissionDx, which has one. ``organism`` and
+``sensitivitylevel`` of microLab are results without a time of their own.
 
 Where eICU's documentation calls the only offset of a table "entered" (diagnosis, treatment, physicalExam), that is not
 trusted: physicalExam's is in truth the time the note is about. These rows exist from that offset plus an hour, a column
@@ -143,7 +143,9 @@ ADMISSION_DRUG = _table(
 )
 TREATMENT = _table("treatment", Clock("treatmentoffset"), {"treatmentoffset": WHOLE, "treatmentstring": TEXT})
 DIAGNOSIS = _table("diagnosis", Clock("diagnosisoffset"), {"diagnosisoffset": WHOLE, "diagnosisstring": TEXT})
-ADMISSION_DX = _table("admissionDx", _entered("admitdxenteredoffset"), {"admitdxenteredoffset": WHOLE, "admitdxpath": TEXT})
+ADMISSION_DX = _table(
+    "admissionDx", _entered("admitdxenteredoffset"), {"admitdxenteredoffset": WHOLE, "admitdxpath": TEXT}
+)
 PAST_HISTORY = _table(
     "pastHistory",
     Clock("pasthistoryoffset", "pasthistoryenteredoffset"),
@@ -160,7 +162,10 @@ PHYSICAL_EXAM = _table(
     {"physicalexamoffset": WHOLE, "physicalexampath": TEXT},
 )
 CARE_PLAN = _table(
-    "carePlanGeneral", Clock("cplitemoffset"), {"cplitemoffset": WHOLE, "cplgroup": TEXT, "cplitemvalue": TEXT}, optional=True
+    "carePlanGeneral",
+    Clock("cplitemoffset"),
+    {"cplitemoffset": WHOLE, "cplgroup": TEXT, "cplitemvalue": TEXT},
+    optional=True,
 )
 CARE_PLAN_EOL = _table("carePlanEOL", _entered("cpleolsaveoffset"), {"cpleolsaveoffset": WHOLE}, optional=True)
 RESPIRATORY_CARE = _table(

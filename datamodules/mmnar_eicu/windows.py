@@ -1,4 +1,4 @@
-"""Rows of event tables that a sample may contain: joined to its unit stays, known by its prediction time, in its window."""
+"""Rows that a sample may contain: of its unit stays, known by its prediction time, in its window."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def known(table: pl.LazyFrame, spec: TableSpec, stays: pl.DataFrame, whole_life:
     event = pl.col(spec.clock.event).cast(pl.Float64)
     frame = frame if whole_life else frame.filter(window("window_start", time=spec.clock.event))
     since = pl.col("available") if whole_life else event
-    return frame.with_columns(
-        time=event + pl.col("shift"), hours_before=(pl.col("prediction_time") - since) / 60
-    ).drop(STAY, "prediction_time", "window_start", "shift")
+    return frame.with_columns(time=event + pl.col("shift"), hours_before=(pl.col("prediction_time") - since) / 60).drop(
+        STAY, "prediction_time", "window_start", "shift"
+    )
 
 
 def tally(table: pl.LazyFrame, spec: TableSpec, stays: pl.DataFrame) -> pl.LazyFrame:
-    """Count what `known` leaves out: one row with ``stays`` (rows of the cohort's unit stays), ``late`` and ``outside``."""
+    """Count what `known` leaves out: ``stays`` (rows of the cohort's unit stays), ``late``, ``outside``; one row."""
     assert spec.clock is not None
     joined = table.join(stays.lazy(), on=STAY, how="inner")
     kept = known_by(joined, spec)

@@ -1,4 +1,4 @@
-"""Turns the TeX of the pages into MathML while the site is built, so that a reader's browser loads nothing from elsewhere."""
+"""Turns the TeX of the pages into MathML while the site is built: a reader's browser loads nothing from elsewhere."""
 
 from __future__ import annotations
 

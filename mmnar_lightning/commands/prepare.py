@@ -10,7 +10,7 @@ def run(arguments: Sequence[str]) -> int:
     """Prepare the store of the `data` section of a config; further sections are not looked at."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    from mmnar_lightning.cli import load_plugins, resolve_configs
+    from mmnar_lightning.commands._config import load_plugins, resolve_configs
     from mmnar_lightning.records import RecordDataModule
 
     load_plugins()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class CodesEncoder(Encoder):
         *,
         hidden: int | None = None,
         dropout: float = 0.2,
-        pooling: str = "mean",
+        pooling: Literal["mean", "sum"] = "mean",
         half_life: float | None = None,
         clip: float = 5.0,
         inputs: bool = True,

@@ -45,8 +45,9 @@ def aggregate(
     strange = [name for name in stats if name not in STATS]
     if strange:
         raise ValueError(f"no statistic {', '.join(strange)}; there are: {', '.join(STATS)}")
-    # adding 0 turns -0.0 into 0.0: the two compare equal, so that which one wins would depend on the order
-    number = pl.col(value).cast(pl.Float64) + 0.0
+    number = pl.col(value).cast(pl.Float64)
+    # -0.0 becomes 0.0: the two compare equal, so that which one wins would depend on the order (polars drops `+ 0.0`)
+    number = pl.when(number == 0.0).then(0.0).otherwise(number)
     # casts stand before the grouping: inside its expressions they cost twice the time
     rows = frame.select(*by, *tie, _time=pl.col(time), _value=number).filter(
         pl.col("_value").is_finite(), pl.col("_time").is_not_null(), *(pl.col(name).is_not_null() for name in by)

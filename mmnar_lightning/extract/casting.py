@@ -28,8 +28,6 @@ def parse(text: pl.Expr, dtype: pl.DataType, lenient: bool = False) -> pl.Expr:
         return pl.when(text != "").then(text)
     if dtype.is_integer():
         return _integer(text, dtype, lenient)
-    if dtype.is_float():
-        return text.cast(dtype, strict=False).fill_nan(None)
     if dtype == pl.Boolean:
         word = text.str.to_lowercase()
         true, false = word.is_in(["1", "true", "t", "yes", "y"]), word.is_in(["0", "false", "f", "no", "n"])
@@ -71,13 +69,12 @@ def read_text(text: pl.Expr, dtype: pl.DataType, lenient: bool = False) -> tuple
         return parse(text, dtype), pl.lit(False)
     if lenient:
         text = text.str.strip_chars()
-    parsed = parse(text, dtype, lenient)
     said = text.is_not_null() & (text != "")
     if dtype.is_float():
-        missing = text.str.to_lowercase() == "nan"
-        return parsed.replace([float("inf"), float("-inf")], None), said & ~missing & ~parsed.is_finite().fill_null(
-            False
-        )
+        # "NaN" reads as NaN, which is a missing value; what does not read is null
+        number = text.cast(dtype, strict=False)
+        return pl.when(number.is_finite()).then(number), (said & number.is_null()) | number.is_infinite()
+    parsed = parse(text, dtype, lenient)
     return parsed, said & parsed.is_null()
 
 

@@ -175,8 +175,8 @@ class ItemCatalogue:
                 value nulled.
 
         Returns:
-            The rows of catalogued items, with further columns ``variable`` (String) and ``value`` (Float64; null where
-            it was null, implausible, or in an unknown unit).
+            The rows of catalogued items, in no certain order, with further columns ``variable`` (String) and ``value``
+            (Float64; null where it was null, implausible, or in an unknown unit).
 
         Raises:
             ExtractError: If a unit is unknown and that is an error; names file, column, count and row numbers.
@@ -185,15 +185,10 @@ class ItemCatalogue:
             self._demand_units(frame, raw_id, unit, table)
         item = pl.col(raw_id).cast(pl.String)
         text = pl.lit(None, dtype=pl.String) if unit is None else pl.col(unit)
-        # `value` may be the name of the raw column, too, so that the raw value steps aside first
-        kept = frame.filter(self.known(item)).with_columns(
-            _raw=pl.col(value).cast(pl.Float64),
-            _pair=_pair(item, text),
-            variable=item.replace_strict(
-                {e.raw_id: e.variable for e in self.entries}, default=None, return_dtype=pl.String
-            ),
-        )
-        converted = kept.join(self._lookup(), on="_pair", how="left", maintain_order="left").with_columns(
+        # joins to small tables stream; a replacement of values does not. `value` may be the name of the raw column, too
+        raw = frame.with_columns(_item=item, _raw=pl.col(value).cast(pl.Float64), _pair=_pair(item, text))
+        named = raw.join(self._variable_of(), on="_item", how="inner")
+        converted = named.join(self._lookup(), on="_pair", how="left").with_columns(
             value=pl.col("_raw") * pl.col("_factor") + pl.col("_offset")
         )
         within = pl.col("value").is_finite()
@@ -203,7 +198,13 @@ class ItemCatalogue:
         if log is not None:
             self._count(frame, flagged, item, log, table)
         ranged = flagged.with_columns(value=pl.when(~pl.col("_implausible")).then(pl.col("value")))
-        return ranged.select(pl.exclude("_raw", "_pair", "_factor", "_offset", "_low", "_high", "_implausible"))
+        return ranged.select(
+            pl.exclude("_item", "_raw", "_pair", "_factor", "_offset", "_low", "_high", "_implausible")
+        )
+
+    def _variable_of(self) -> pl.LazyFrame:
+        variables = {entry.raw_id: entry.variable for entry in self.entries}
+        return pl.LazyFrame({"_item": list(variables), "variable": list(variables.values())})
 
     def _lookup(self) -> pl.LazyFrame:
         pairs = self._pairs()

@@ -30,6 +30,9 @@ def closing_table(title: str, counts: Iterable[Iterable[Any]], samples: pl.DataF
     table.add_column("share", justify="right")
     last = None
     for name, what, count in counts:
+        if name == "samples" or name.startswith("label/"):
+            # stands below, with its share
+            continue
         table.add_row("" if name == last else str(name), str(what), f"{count:,}", "")
         last = name
     n = samples.height

@@ -98,7 +98,7 @@ class RecordDataModule(LightningDataModule):
 
     @cached_property
     def schema(self) -> dict[str, Any]:
-        """What a model of these data takes, fitted on train: `RecordSchema.to_dict()`, linked to the model's `schema`."""
+        """What a model of these data takes, fitted on train: `RecordSchema.to_dict()`, linked to `model.schema`."""
         if self.schema_of is None:
             return self._fitted[1]
         checkpoint = torch.load(self.schema_of, map_location="cpu", weights_only=True, mmap=True)
@@ -212,7 +212,10 @@ class RecordDataModule(LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
         )
-        return RecordLoader(dataset, batches, self.workers, pin_memory=torch.cuda.is_available())
+        limit = None if trainer is None or not shuffle else trainer.limit_train_batches
+        if isinstance(limit, float):
+            limit = int(limit * len(batches))
+        return RecordLoader(dataset, batches, self.workers, pin_memory=torch.cuda.is_available(), limit=limit)
 
 
 def _described(splits: SplitSettings) -> dict[str, Any]:

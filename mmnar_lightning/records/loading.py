@@ -36,12 +36,16 @@ class EpochBatches(Sampler[list[int]]):
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = -1
+        self.epoch = 0
         self.skip = 0
 
     def __len__(self) -> int:
         share = -(-self.rows // self.world_size) if self.shuffle else len(range(self.rank, self.rows, self.world_size))
         return max(1, -(-share // self.batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the permutation of this epoch next; Lightning calls it before each."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         rows = self._rows()
@@ -62,21 +66,31 @@ class EpochBatches(Sampler[list[int]]):
 class RecordLoader:
     """A loader of whole `PatientBatch`es that knows where it is.
 
-    `state_dict` and `load_state_dict` continue at the next batch of the same epoch; Lightning puts the state into the
-    checkpoint. Each pass is the next epoch. The global random state is never touched. It holds a `DataLoader` and is
-    none itself, so that Lightning does not put a sampler of its own in place of `batches`.
+    `state_dict` and `load_state_dict` continue at the next batch of the same epoch. Lightning puts the state into the
+    checkpoint, but reads it only where an epoch was left unfinished; so the first pass is otherwise the epoch that it
+    names (`sampler.set_epoch`), or epoch 0, and each further pass the next. The global random state is never touched.
+    It holds a `DataLoader` and is none itself, so that Lightning does not put a sampler of its own in place of `batches`.
 
     Args:
         dataset: Where batches are gathered.
         batches: Which rows form a batch.
         workers: Worker processes; 0 gathers in the main process, which is fastest for stores on a local disk.
         pin_memory: Whether to copy batches into page-locked memory.
+        limit: Number of batches after which an epoch is over (the trainer's `limit_train_batches`); None for all.
     """
 
     def __init__(
-        self, dataset: RecordDataset, batches: EpochBatches, workers: int = 0, pin_memory: bool = False
+        self,
+        dataset: RecordDataset,
+        batches: EpochBatches,
+        workers: int = 0,
+        pin_memory: bool = False,
+        limit: int | None = None,
     ) -> None:
         self.dataset, self.batches = dataset, batches
+        # the name under which Lightning looks for `set_epoch`
+        self.sampler = batches
+        self._limit = len(batches) if limit is None else limit
         self._loader: DataLoader[PatientBatch] = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -92,7 +106,10 @@ class RecordLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[PatientBatch]:
-        if not self._unfinished:
+        # runs when the first batch is asked for: Lightning makes the iterator before it names the epoch
+        if self._epoch < 0:
+            self._epoch = self.batches.epoch
+        elif not self._unfinished:
             self._epoch, self._given = self._epoch + 1, 0
         self._unfinished = False
         self.batches.epoch, self.batches.skip = self._epoch, self._given
@@ -108,7 +125,7 @@ class RecordLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self._epoch, self._given = int(state["epoch"]), int(state["given"])
-        self._unfinished = self._given < len(self.batches)
+        self._unfinished = self._given < self._limit
 
 
 def _whole(batch: list[Any]) -> PatientBatch:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,31 +179,29 @@ def _with_values(modality: Modality, frame: pl.DataFrame, n_samples: int) -> pl.
         raise StoreError(f"modality {modality.name!r}: column 'sample' points outside the {n_samples} samples")
     if not sample.is_sorted():
         raise StoreError(f"modality {modality.name!r}: column 'sample' is not ascending")
+    frame = frame.with_columns(pl.col("hours_before").cast(pl.Float32))
     late = int((frame["hours_before"] < 0).sum())
     if late:
         raise StoreError(
             f"modality {modality.name!r}: {late} elements lie after the prediction time (hours_before < 0)"
         )
     if modality.kind == "vector":
-        # get_column, since frame[...] and pl.col(...) read a name such as "^x$" or "*" as a pattern
-        frame = frame.with_columns(frame.get_column(item).cast(pl.Float32).fill_nan(None) for item in modality.items)
-        _check_finite(modality, frame, modality.items)
         measured = np.zeros(frame.height, dtype=bool)
         for item in modality.items:
-            measured |= frame.get_column(item).is_not_null().to_numpy()
+            measured |= ~np.isnan(_floats(modality, frame, item))
         return frame.filter(pl.Series(measured))
     frame = frame.drop_nulls(values[modality.kind])
     if modality.kind == "series":
-        frame = frame.with_columns(pl.col("value").cast(pl.Float32)).filter(pl.col("value").is_not_nan())
-        _check_finite(modality, frame, ("value",))
-        return frame
+        return frame.filter(pl.Series(~np.isnan(_floats(modality, frame, "value"))))
     return frame.filter(pl.col(values[modality.kind][0]) != "")
 
 
-def _check_finite(modality: Modality, frame: pl.DataFrame, columns: Sequence[str]) -> None:
-    for column in columns:
-        if infinite := int(frame.get_column(column).is_infinite().sum()):
-            raise StoreError(f"modality {modality.name!r}: column {column!r} is infinite in {infinite} rows")
+def _floats(modality: Modality, frame: pl.DataFrame, column: str) -> np.ndarray[Any, Any]:
+    """A column as float32 [n], null as NaN."""
+    values: np.ndarray[Any, Any] = frame.get_column(column).cast(pl.Float32).to_numpy()
+    if infinite := int(np.isinf(values).sum()):
+        raise StoreError(f"modality {modality.name!r}: column {column!r} is infinite in {infinite} rows")
+    return values
 
 
 def _ranges(sample: np.ndarray[Any, Any], n: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -214,13 +212,13 @@ def _ranges(sample: np.ndarray[Any, Any], n: int) -> tuple[np.ndarray[Any, Any],
 def _columns_of(modality: Modality, frame: pl.DataFrame) -> tuple[pa.Table, pa.Array | None]:
     columns = {
         "sample": pa.array(frame["sample"].cast(pl.Int64).to_numpy()),
-        "hours_before": pa.array(frame["hours_before"].cast(pl.Float32).fill_null(float("nan")).to_numpy()),
+        "hours_before": pa.array(frame["hours_before"].fill_null(float("nan")).to_numpy()),
     }
     items = None
     if modality.kind == "vector":
         wide = np.empty((frame.height, len(modality.items)), dtype=np.float32)
         for f, item in enumerate(modality.items):
-            wide[:, f] = frame.get_column(item).fill_null(float("nan")).to_numpy()
+            wide[:, f] = _floats(modality, frame, item)
         columns["values"] = pa.FixedSizeListArray.from_arrays(pa.array(wide.reshape(-1)), len(modality.items))
     elif modality.kind == "codes":
         codes = frame["code"].cast(pl.String)
@@ -233,7 +231,7 @@ def _columns_of(modality: Modality, frame: pl.DataFrame) -> tuple[pa.Table, pa.A
         if strange:
             raise StoreError(f"modality {modality.name!r}: {len(strange)} variables are not among its items")
         columns["variable"] = _index_of(variable, pl.Series(modality.items, dtype=pl.String))
-        columns["values"] = pa.array(frame["value"].cast(pl.Float32).to_numpy())
+        columns["values"] = pa.array(_floats(modality, frame, "value"))
     else:
         column = frame["text" if modality.kind == "text" else "path"]
         columns["values"] = column.cast(pl.String).to_arrow(compat_level=pl.CompatLevel.oldest())

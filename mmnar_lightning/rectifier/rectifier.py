@@ -169,6 +169,13 @@ class Rectifier:
         temperature, bias, table = (t.to(values) for t in (fitted.temperature, fitted.bias, fitted.table))
         return values / temperature + bias + table[fitted.tree.to(values.device).node(pattern)]
 
+    def recalibrate(self, logits: Tensor) -> Tensor:
+        """Correct logits [n, K] by the global bias and temperature alone: what every method gets before a comparison."""
+        values = logits if logits.dtype == torch.float64 else logits.float()
+        if self._fitted is None:
+            return values
+        return values * self._fitted.slope.to(values) + self._fitted.bias.to(values)
+
     def probabilities(self, logits: Tensor, pattern: Tensor) -> Tensor:
         """Corrected probabilities [n, K], as `apply`."""
         return torch.sigmoid(self.apply(logits, pattern))

@@ -325,7 +325,8 @@ class CausalModel:
         drawn = generator.standard_normal(self.latent) * 0.7
         drawn[0] += 1.0
         chosen = np.array(given + (0.0,) * (self.latent - len(given))) if given else drawn
-        return _unit_rows(chosen[None, :])[0]
+        unit: Floats = _unit_rows(chosen[None, :])[0]
+        return unit
 
 
 def _unit_rows(weights: Floats) -> Floats:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -116,7 +118,7 @@ def test_statistics_are_needed_and_options_checked() -> None:
     with pytest.raises(ValueError, match="reads codes"):
         CodesEncoder(LABS, 8)
     with pytest.raises(ValueError, match="mean, sum"):
-        CodesEncoder(CODES, 8, pooling="max")
+        CodesEncoder(CODES, 8, pooling="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="start with <unknown>"):
         CodesEncoder(Modality("c", "codes", ("x",), (0.5,), (0.5,)), 8)
 
@@ -127,7 +129,7 @@ def test_statistics_are_needed_and_options_checked() -> None:
     st.sampled_from([None, 24.0]),
 )
 def test_codes_bag_is_its_formula(
-    occurrences: list[tuple[int, int, float]], pooling: str, half_life: float | None
+    occurrences: list[tuple[int, int, float]], pooling: Literal["mean", "sum"], half_life: float | None
 ) -> None:
     occurrences = sorted(occurrences)
     rows = sorted({r for r, _, _ in occurrences})

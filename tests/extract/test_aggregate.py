@@ -38,7 +38,7 @@ def test_against_plain_python(rows: list[Row]) -> None:
         assert row["first"] == values[0]
         assert row["delta"] == values[-1] - values[0]
         assert (row["min"], row["max"], row["count"]) == (min(values), max(values), len(values))
-        exact = sum(map(Fraction, values)) / len(values)
+        exact = sum(map(Fraction, values), Fraction(0)) / len(values)
         # each value is rounded to 2^-32, the result once more to a double
         assert abs(Fraction(row["mean"]) - exact) <= Fraction(1, 2**32) + abs(exact) / 2**50
 

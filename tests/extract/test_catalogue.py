@@ -30,18 +30,19 @@ def test_variables_in_the_order_of_the_catalogue(catalogue: ItemCatalogue) -> No
 
 def test_apply_maps_converts_and_counts(catalogue: ItemCatalogue) -> None:
     rows = [
-        (10, 98.6, "f"),
-        (11, 37.0, " °c "),
-        (20, 10.0, "mmol/l"),
-        (20, 90.0, None),
-        (20, 5000.0, "mg%"),
-        (99, 1.0, "x"),
-        (11, None, "C"),
+        (0, 10, 98.6, "f"),
+        (1, 11, 37.0, " °c "),
+        (2, 20, 10.0, "mmol/l"),
+        (3, 20, 90.0, None),
+        (4, 20, 5000.0, "mg%"),
+        (5, 99, 1.0, "x"),
+        (6, 11, None, "C"),
     ]
-    frame = pl.LazyFrame(rows, schema={"item": pl.Int64, "value": pl.Float64, "unit": pl.String}, orient="row")
+    schema = {"row": pl.Int64, "item": pl.Int64, "value": pl.Float64, "unit": pl.String}
+    frame = pl.LazyFrame(rows, schema=schema, orient="row")
     log = Counts()
-    found = catalogue.apply(frame, "item", "value", "unit", log, "lab").collect()
-    assert found.columns == ["item", "value", "unit", "variable"]
+    found = catalogue.apply(frame, "item", "value", "unit", log, "lab").sort("row").collect()
+    assert found.columns == ["row", "item", "value", "unit", "variable"]
     assert found["variable"].to_list() == ["temperature"] * 2 + ["glucose"] * 3 + ["temperature"]
     wanted = [37.0, 37.0, 180.0, 90.0, None, None]
     for got, expected in zip(found["value"].to_list(), wanted, strict=True):
@@ -53,12 +54,14 @@ def test_apply_maps_converts_and_counts(catalogue: ItemCatalogue) -> None:
 
 
 def test_an_unknown_unit_is_an_error_or_counted(catalogue: ItemCatalogue) -> None:
-    frame = pl.LazyFrame({"item": ["20", "20", "99"], "value": [5.0, 6.0, 7.0], "unit": ["stones", "", "stones"]})
+    frame = pl.LazyFrame(
+        {"row": [0, 1, 2], "item": ["20", "20", "99"], "value": [5.0, 6.0, 7.0], "unit": ["stones", "", "stones"]}
+    )
     with pytest.raises(ExtractError, match=r"lab: column unit: 1 rows .* toy\.csv") as caught:
         catalogue.apply(frame, "item", "value", "unit", table="lab")
     assert "stones" not in str(caught.value)
     log = Counts()
-    found = catalogue.apply(frame, "item", "value", "unit", log, "lab", unknown_unit="count").collect()
+    found = catalogue.apply(frame, "item", "value", "unit", log, "lab", unknown_unit="count").sort("row").collect()
     assert found["value"].to_list() == [None, 6.0]
     assert ["lab", "values of glucose in an unknown unit, nulled", 1] in log.to_list()
 
@@ -68,7 +71,7 @@ def test_an_unknown_unit_is_an_error_or_counted(catalogue: ItemCatalogue) -> Non
 def test_ranges_are_inclusive_and_nothing_else_is_lost(values: list[float]) -> None:
     catalogue = ItemCatalogue.from_text(HEADER + "a,x,,2,1,0,4001,\n", "t.csv")
     frame = pl.LazyFrame({"i": ["a"] * len(values), "v": values}, schema={"i": pl.String, "v": pl.Float64})
-    found = catalogue.apply(frame, "i", "v").collect()["value"].to_list()
+    found = catalogue.apply(frame.with_row_index(), "i", "v").sort("index").collect()["value"].to_list()
     assert found == [2 * v + 1 if math.isfinite(v) and 0 <= 2 * v + 1 <= 4001 else None for v in values]
 
 

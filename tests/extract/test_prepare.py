@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import threading
@@ -59,7 +60,8 @@ def test_another_cohort_reuses_the_tables(
     def fail(*_: object) -> None:
         raise AssertionError("a raw table was read again")
 
-    monkeypatch.setattr("mmnar_lightning.extract.scan._sink", fail)
+    # by import_module: the room's `scan` is the function
+    monkeypatch.setattr(importlib.import_module("mmnar_lightning.extract.scan"), "_sink", fail)
     assert prepare(toy.ToyExtractor("later", 2880), root, tmp_path / "s", progress=False).name.startswith("toy-later-")
 
 

@@ -78,7 +78,7 @@ class Registry:
         self.status_unknown: Bools = rng.random(n) < 0.012
         odd = rng.random(n)
         self.discharged_before_admission: Bools = odd < 0.002
-        self.lost_admission: Bools = (odd > 0.998) & (course.lead < 5000)
+        self.lost_admission: Bools = odd > 0.995
         diagnoses = terms("admissionDx")
         score = course.draw.values["diagnosis"][:, len(terms("diagnosis")) :][:, : len(diagnoses)]
         gumbel = rng.gumbel(size=score.shape) + 0.6 * score + np.log(diagnoses.frequency)
@@ -105,17 +105,7 @@ class Registry:
         home = rng.choice(_HOMES, len(course.index), p=_HOME_SHARES)[h]
         lead = np.where(self.lost_admission, 480_446, course.lead)[h]
         clock = rng.integers(0, DAY, len(course.index))[h]
-        onward = rng.choice(["Floor", "Telemetry", "Acute Care/Floor"], count, p=[0.75, 0.1, 0.15])
-        follows = np.append(stays.kind[1:], -1)
-        onward = np.where(follows == BED_MOVE, rng.choice(["Other ICU", "ICU"], count), onward)
-        onward = np.where(follows == POST_STEPDOWN, "Step-Down Unit (SDU)", onward)
-        onward = np.where(stays.kind == PRE_STEPDOWN, "ICU", onward)
-        onward = np.where(course.direct[h] & (follows != BED_MOVE), home, onward)
-        source = np.select(
-            [stays.kind == PRE_STEPDOWN, stays.kind == BED_MOVE, stays.kind == POST_STEPDOWN, stays.kind == SECOND_ICU],
-            ["Emergency Department", "Other ICU", "ICU to SDU", "Floor"],
-            self.source[h],
-        )
+        source, onward = self._ways(rng, home)
         icu = (stays.kind == ICU) | (stays.kind == SECOND_ICU)
         kinds = np.array(["stepdown/other", "admit", "transfer", "stepdown/other", "readmit"])
         diagnosis = terms("admissionDx").term.str.split("|").list.last()
@@ -157,6 +147,23 @@ class Registry:
             "uniquepid": self.uniquepid().gather(h),
         }
         return pl.DataFrame(columns).select(COLUMNS["patient"])
+
+    def _ways(self, rng: np.random.Generator, home: Values) -> tuple[Values, Values]:
+        """Where each unit stay came from and went to, [S] each."""
+        course, stays = self.course, self.course.stays
+        h, count = stays.hospital, len(stays.hospital)
+        onward = rng.choice(["Floor", "Telemetry", "Acute Care/Floor"], count, p=[0.75, 0.1, 0.15])
+        follows = np.append(stays.kind[1:], -1)
+        onward = np.where(follows == BED_MOVE, rng.choice(["Other ICU", "ICU"], count), onward)
+        onward = np.where(follows == POST_STEPDOWN, "Step-Down Unit (SDU)", onward)
+        onward = np.where(stays.kind == PRE_STEPDOWN, "ICU", onward)
+        onward = np.where(course.direct[h] & (follows != BED_MOVE), home, onward)
+        source = np.select(
+            [stays.kind == PRE_STEPDOWN, stays.kind == BED_MOVE, stays.kind == POST_STEPDOWN, stays.kind == SECOND_ICU],
+            ["Emergency Department", "Other ICU", "ICU to SDU", "Floor"],
+            self.source[h],
+        )
+        return source, onward
 
     def _visit_numbers(self, rng: np.random.Generator) -> Ints:
         """Order of the unit stays in a hospital stay; reversed in a few, as in the real table."""

@@ -1,0 +1,58 @@
+"""Configs and plugins by name, for every command that takes `--config`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def load_plugins() -> None:
+    """Import the datamodules of all installed plugins, so that a config can name them by their bare class name.
+
+    Raises:
+        ValueError: If two plugins register the same name.
+    """
+    found: dict[str, str] = {}
+    for point in entry_points(group="mmnar.datamodules"):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise ValueError(f"two plugins register the datamodule {point.name!r}: {found[point.name]} and {point.value}")
+        try:
+            point.load()
+        except Exception as error:  # whatever somebody else's plugin raises must not take the others down
+            log.warning("the plugin %r cannot be loaded: %s", point.name, error)
+
+
+def config_path(given: str) -> str:
+    """Resolve `--config NAME`: an existing file as it is, else a config that ships with the package.
+
+    Raises:
+        ValueError: If it is neither; lists the configs that ship.
+    """
+    if Path(given).is_file():
+        return given
+    package = Path(__file__).parent.parent
+    shipped = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None)
+    if shipped is None:
+        raise ValueError(f"no config file {given!r}")
+    for name in (given, f"{given}.yaml", given.removeprefix("configs/")):
+        if (shipped / name).is_file():
+            return str(shipped / name)
+    known = sorted(str(p.relative_to(shipped)).removesuffix(".yaml") for p in shipped.rglob("*.yaml"))
+    raise ValueError(f"no config file {given!r}; those that ship: {', '.join(known)}")
+
+
+def resolve_configs(arguments: Sequence[str]) -> list[str]:
+    """Replace the value of each `--config` by a path that exists."""
+    resolved: list[str] = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if resolved and resolved[-1] in ("--config", "-c"):
+            word = config_path(word)
+        elif equals and flag in ("--config", "-c"):
+            word = f"{flag}={config_path(value)}"
+        resolved.append(word)
+    return resolved
