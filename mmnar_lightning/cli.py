@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # a config names the classes of these rooms by their bare names, which works for imported ones
 import mmnar_lightning.callbacks
@@ -22,7 +24,7 @@ import mmnar_lightning.encoders
 import mmnar_lightning.fusion
 from mmnar_lightning import __version__
 from mmnar_lightning.callbacks import AtomicCheckpointIO
-from mmnar_lightning.commands._config import load_plugins, resolve_configs
+from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import RecordDataModule
 
@@ -100,7 +102,7 @@ class MultimodalCLI(LightningCLI):
         class_path = stored.pop("_class_path", None) or f"{MultimodalOutcomeModule.__module__}.MultimodalOutcomeModule"
         init_args = {k: v for k, v in stored.items() if k not in ("_instantiator", "schema")}
         given = config.model.get("init_args", {})
-        differing = [k for k, v in init_args.items() if k in given and _plain(given[k]) != _plain(v)]
+        differing = [k for k, v in init_args.items() if k in given and _plain({k: given[k]}) != _plain({k: v})]
         if differing:
             warnings.warn(f"the checkpoint's model is used; ignored of the config: {', '.join(differing)}", stacklevel=2)
         parser = self._parser(self.subcommand)
@@ -158,20 +160,27 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Lightning 2.6 asks torch for what it calls deprecated; nothing a user could do about
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # a run has one folder, which a continuation finds as it left it
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
     load_plugins()
     # Lightning starts the other processes of a machine by repeating sys.argv
     sys.argv = [sys.argv[0], *resolve_configs(arguments)]
-    MultimodalCLI(
-        MultimodalOutcomeModule,
-        RecordDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"version": __version__},
-    )
+    try:
+        MultimodalCLI(
+            MultimodalOutcomeModule,
+            RecordDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"version": __version__, "exit_on_error": False},
+        )
+    except ArgumentError as error:
+        raise ValueError(parsing_problem(error)) from error
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     return 0
 
 

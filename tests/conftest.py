@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from mmnar_lightning.records import Modality, RecordDataModule, RecordSchema, Task, write_store
 
@@ -194,3 +201,93 @@ def make_datamodule(make_store: MakeStore) -> MakeDataModule:
         return StoreDataModule(make_store(parent, n_patients), **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def own_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `TablesDataModule`: the synthetic vectors and codes of 120 patients."""
+    records = synthetic_records(120)
+    root = tmp_path_factory.mktemp("own-tables")
+    labels = {task.name: f"label/{task.name}" for task in TASKS}
+    samples = records.samples.select(sample_id=pl.int_range(pl.len()), patient_id="patient", site="site", **labels)
+    samples.write_parquet(root / "samples.parquet")
+    modalities = [m for m in MODALITIES if m.kind in ("vector", "codes")]
+    for modality in modalities:
+        records.elements[modality.name].rename({"sample": "sample_id"}).write_parquet(root / f"{modality.name}.parquet")
+    described = {
+        "dataset": "synthetic",
+        "tasks": {task.name: {"parent": task.parent} if task.parent else None for task in TASKS},
+        "modalities": {m.name: {"kind": m.kind} for m in modalities},
+    }
+    (root / "schema.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+    return root
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run of `mmnar` left.
+
+    Args:
+        status: Its exit status, negative for a signal.
+        out: What it printed.
+        trace: Its steps and validations, see `command_server.py`.
+    """
+
+    status: int
+    out: str
+    trace: list[dict[str, Any]]
+
+
+class CommandServer:
+    """Runs `mmnar` in a process of its own each time, see `command_server.py`."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "2"}
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("command_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment | {"COLUMNS": "200"},
+        )
+        self._answer()
+
+    def __call__(self, *arguments: str | Path, **options: Any) -> Finished:
+        """Run one command. Options are `end`, `environment`, `strict` (warnings are errors)."""
+        return self.together([{"arguments": [str(a) for a in arguments], **options}])[0]
+
+    def together(self, processes: list[dict[str, Any]]) -> list[Finished]:
+        """Run several at once."""
+        with tempfile.TemporaryDirectory() as folder:
+            for k, process in enumerate(processes):
+                process |= {"out": f"{folder}/out{k}", "trace": f"{folder}/trace{k}"}
+            assert self._server.stdin is not None
+            self._server.stdin.write(json.dumps(processes) + "\n")
+            self._server.stdin.flush()
+            return [self._finished(s, p) for s, p in zip(self._answer(), processes, strict=True)]
+
+    def _finished(self, status: int, process: dict[str, Any]) -> Finished:
+        trace = Path(process["trace"])
+        lines = trace.read_text().splitlines() if trace.exists() else []
+        return Finished(status, Path(process["out"]).read_text(), [json.loads(line) for line in lines])
+
+    def _answer(self) -> list[Any]:
+        assert self._server.stdout is not None
+        answer: list[Any] = json.loads(self._server.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End the server."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait(60)
+
+
+@pytest.fixture(scope="session")
+def mmnar() -> Iterator[CommandServer]:
+    """`mmnar("fit", "--config", …)` runs a command and returns `Finished(status, out, trace)`."""
+    server = CommandServer()
+    yield server
+    server.close()

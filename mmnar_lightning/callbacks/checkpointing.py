@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from typing_extensions import override
 
 
@@ -56,7 +57,13 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str = "val/auroc", mode: str = "max") -> None:
         super().__init__(
-            filename="best", monitor=monitor, mode=mode, enable_version_counter=False, auto_insert_metric_name=False
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            # at the end of the epoch ResumeCheckpoint saves, and must know of this choice
+            save_on_train_epoch_end=False,
         )
 
     @override
@@ -79,7 +86,21 @@ class SelectionStopping(EarlyStopping):
     def __init__(
         self, monitor: str = "val/auroc", mode: str = "max", patience: int = 15, min_delta: float = 0.0
     ) -> None:
-        super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta)
+        super().__init__(
+            monitor=monitor, mode=mode, patience=patience, min_delta=min_delta, check_on_train_epoch_end=False
+        )
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a run that goes on; the patience is the config's."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once where the run that is resumed had stopped: Lightning forgets it and would train on."""
+        exhausted = self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
+        if self.wait_count >= self.patience if exhausted else self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop = True
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -43,6 +45,20 @@ def config_path(given: str) -> str:
             return str(shipped / name)
     known = sorted(str(p.relative_to(shipped)).removesuffix(".yaml") for p in shipped.rglob("*.yaml"))
     raise ValueError(f"no config file {given!r}; those that ship: {', '.join(known)}")
+
+
+def parsing_problem(error: ArgumentError) -> str:
+    """Say in one line what is wrong with a command line or config, out of all that jsonargparse tells."""
+    # a value is held against every type of a union; what the types are called helps nobody
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
+    told = re.sub(r"Type \S*Callable\[.*?\] expects a function or a callable class: ", "", " ".join(kept))
+    told = re.sub(r"\. Got value: (Namespace|NestedArg)\(.*", "", told)
+    if "dot import path" in told:
+        return re.sub(r"Expected a dot import path string: (\S+)", r"no class \1 is known", told)
+    given = [line for line in lines if line.startswith("Given value: ") and len(line) < 60 and "(" not in line]
+    return " ".join([told, *given])
 
 
 def resolve_configs(arguments: Sequence[str]) -> list[str]:

@@ -16,6 +16,8 @@ from mmnar_lightning.records.schema import Modality, RecordSchema
 from mmnar_lightning.records.store import RecordStore, StoreError
 
 Array = np.ndarray[Any, Any]
+# first element and number of elements of each row of a batch, int64 [B] each → the elements
+Gather = Callable[[Array, Array], Elements]
 
 
 class RecordDataset(Dataset[PatientBatch]):
@@ -63,23 +65,26 @@ class RecordDataset(Dataset[PatientBatch]):
     def __getitems__(self, rows: Sequence[int]) -> PatientBatch:
         """Gather the batch of these rows (possibly none)."""
         sample = self.samples[np.asarray(rows, dtype=np.int64)]
-        observed = torch.zeros(len(sample), len(self.schema.modalities), dtype=torch.bool)
+        observed = np.zeros((len(sample), len(self.schema.modalities)), dtype=bool)
         elements = {}
         for m, (modality, gather) in enumerate(zip(self.schema.modalities, self._gather, strict=True)):
-            elements[modality.name] = gather(sample)
+            start = count = np.zeros(len(sample), dtype=np.int64)
             if (span := self._spans.get(modality.name)) is not None:
-                observed[:, m] = torch.from_numpy(span[1][sample] > span[0][sample])
+                start = span[0][sample]
+                count = span[1][sample] - start
+                np.greater(count, 0, out=observed[:, m])
+            elements[modality.name] = gather(start, count)
         target = self._labels[sample]
         labelled = ~np.isnan(target)
         return PatientBatch(
             elements=elements,
-            observed=observed,
+            observed=torch.from_numpy(observed),
             targets=torch.from_numpy(np.where(labelled, target, np.float32(0))),
             labelled=torch.from_numpy(labelled),
             sample=torch.from_numpy(sample),
         )
 
-    def _reader(self, modality: Modality) -> Callable[[Array], Elements]:
+    def _reader(self, modality: Modality) -> Gather:
         if modality.name not in self.store.schema.names:
             return _nothing(modality)
         there = self.store.schema.modality(modality.name)
@@ -89,7 +94,6 @@ class RecordDataset(Dataset[PatientBatch]):
                 f"but the model takes {modality.kind!r}"
             )
         store, file = self.store, f"modality/{modality.name}.arrow"
-        start, stop = self._spans[modality.name]
         hours = store.column(file, "hours_before")
         if modality.kind in ("text", "image"):
             strings = store.strings(file)
@@ -99,23 +103,23 @@ class RecordDataset(Dataset[PatientBatch]):
         elif modality.kind == "codes":
             values = _lookup(store.column(file, "values"), store.codes(modality.name), modality.items)
         else:
-            return self._series(modality, there, start, stop)
+            return self._series(modality, there)
 
-        def gather(sample: Array) -> Elements:
-            row, element = _spans(start[sample], stop[sample])
+        def gather(start: Array, count: Array) -> Elements:
+            row, element = _elements(start, count)
             return Elements(torch.from_numpy(row), torch.from_numpy(hours[element]), values(element))
 
         return gather
 
-    def _series(self, modality: Modality, there: Modality, start: Array, stop: Array) -> Callable[[Array], Elements]:
+    def _series(self, modality: Modality, there: Modality) -> Gather:
         file = f"modality/{modality.name}.arrow"
         hours, value = self.store.column(file, "hours_before"), self.store.column(file, "values")
         variable = self.store.column(file, "variable")
         where = {item: k for k, item in enumerate(modality.items)}
         known = np.asarray([where.get(item, -1) for item in there.items], dtype=np.int64)
 
-        def gather(sample: Array) -> Elements:
-            row, element = _spans(start[sample], stop[sample])
+        def gather(start: Array, count: Array) -> Elements:
+            row, element = _elements(start, count)
             index = known[variable[element]]
             kept = index >= 0
             row, element, index = row[kept], element[kept], index[kept]
@@ -125,9 +129,8 @@ class RecordDataset(Dataset[PatientBatch]):
         return gather
 
 
-def _spans(start: Array, stop: Array) -> tuple[Array, Array]:
-    """Rows and element indices of the spans [start, stop): int64 [E] each."""
-    count = stop - start
+def _elements(start: Array, count: Array) -> tuple[Array, Array]:
+    """Batch rows and elements of the spans [start, start + count): int64 [E] each."""
     row = np.repeat(np.arange(len(start)), count)
     if len(row) == len(start) and bool((count == 1).all()):
         return row, start
@@ -139,12 +142,12 @@ def _columns(values: Array, there: Sequence[str], wanted: Sequence[str]) -> Call
     where = {item: k for k, item in enumerate(there)}
     column = np.asarray([where.get(item, -1) for item in wanted], dtype=np.int64)
     if len(column) == values.shape[1] and bool((column == np.arange(len(column))).all()):
-        return lambda element: torch.from_numpy(np.take(values, element, axis=0))
+        return lambda element: torch.from_numpy(values[element])
     index, missing = torch.from_numpy(np.maximum(column, 0)), torch.from_numpy(column < 0)
     anything_missing = bool(missing.any())
 
     def gather(element: Array) -> Tensor:
-        taken = torch.from_numpy(np.take(values, element, axis=0)).index_select(1, index)
+        taken = torch.from_numpy(values[element]).index_select(1, index)
         return taken.masked_fill(missing, torch.nan) if anything_missing else taken
 
     return gather
@@ -156,7 +159,7 @@ def _lookup(values: Array, there: Sequence[str], vocabulary: Sequence[str]) -> C
     return lambda element: torch.from_numpy(index[values[element]])
 
 
-def _nothing(modality: Modality) -> Callable[[Array], Elements]:
+def _nothing(modality: Modality) -> Gather:
     row, hours = torch.empty(0, dtype=torch.int64), torch.empty(0)
     empty: dict[str, Tensor | tuple[str, ...]] = {
         "vector": torch.empty(0, len(modality.items)),
@@ -164,4 +167,4 @@ def _nothing(modality: Modality) -> Callable[[Array], Elements]:
         "series": torch.empty(0),
     }
     variable = torch.empty(0, dtype=torch.int64) if modality.kind == "series" else None
-    return lambda _: Elements(row, hours, empty.get(modality.kind, ()), variable)
+    return lambda _start, _count: Elements(row, hours, empty.get(modality.kind, ()), variable)

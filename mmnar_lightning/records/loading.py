@@ -69,7 +69,7 @@ class RecordLoader:
     `state_dict` and `load_state_dict` continue at the next batch of the same epoch. Lightning puts the state into the
     checkpoint, but reads it only where an epoch was left unfinished; so the first pass is otherwise the epoch that it
     names (`sampler.set_epoch`), or epoch 0, and each further pass the next. The global random state is never touched.
-    It holds a `DataLoader` and is none itself, so that Lightning does not put a sampler of its own in place of `batches`.
+    It may hold a `DataLoader` and is none itself, so that Lightning puts no sampler of its own in place of `batches`.
 
     Args:
         dataset: Where batches are gathered.
@@ -88,18 +88,21 @@ class RecordLoader:
         limit: int | None = None,
     ) -> None:
         self.dataset, self.batches = dataset, batches
-        # the name under which Lightning looks for `set_epoch`
-        self.sampler = batches
+        # as a `DataLoader` names them: Lightning looks there for `set_epoch`
+        self.sampler = self.batch_sampler = batches
         self._limit = len(batches) if limit is None else limit
-        self._loader: DataLoader[PatientBatch] = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            collate_fn=_whole,
-            # a generator of its own: the seed a loader draws for its workers must not move dropout's random numbers
-            generator=torch.Generator(),
-        )
+        self._pin_memory = pin_memory
+        self._workers: DataLoader[PatientBatch] | None = None
+        if workers:
+            self._workers = DataLoader(
+                dataset,
+                batch_sampler=batches,
+                num_workers=workers,
+                pin_memory=pin_memory,
+                collate_fn=_whole,
+                # of its own: the seed a loader draws for its workers must not move dropout's random numbers
+                generator=torch.Generator(),
+            )
         self._epoch, self._given, self._unfinished = -1, 0, False
 
     def __len__(self) -> int:
@@ -113,10 +116,15 @@ class RecordLoader:
             self._epoch, self._given = self._epoch + 1, 0
         self._unfinished = False
         self.batches.epoch, self.batches.skip = self._epoch, self._given
-        for batch in self._loader:
+        for batch in self._gathered() if self._workers is None else self._workers:
             # counted before it is handed out: a checkpoint written while the batch is used must not repeat it
             self._given += 1
             yield batch
+
+    def _gathered(self) -> Iterator[PatientBatch]:
+        for rows in self.batches:
+            batch = self.dataset.__getitems__(rows)
+            yield batch.pin_memory() if self._pin_memory else batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader is: the epoch and the number of its batches handed out."""

@@ -68,7 +68,8 @@ def assign_splits(samples: pl.DataFrame, settings: SplitSettings) -> np.ndarray[
             person would be in two splits.
     """
     people = samples.select("patient").unique().sort("patient")
-    share = keyed_uniform(people["patient"], settings.split_seed, "share")
+    # drawn anew for each fold: one unlucky val must not choose the checkpoints of all of them
+    share = keyed_uniform(people["patient"], settings.split_seed, f"share {settings.test_fold}")
     people = people.with_columns(pl.Series("share", share))
     if settings.by == "given":
         return _given(samples, people, settings)

@@ -174,7 +174,7 @@ class Rectifier:
         values = logits if logits.dtype == torch.float64 else logits.float()
         if self._fitted is None:
             return values
-        return values * self._fitted.slope.to(values) + self._fitted.bias.to(values)
+        return values / self._fitted.temperature.to(values) + self._fitted.bias.to(values)
 
     def probabilities(self, logits: Tensor, pattern: Tensor) -> Tensor:
         """Corrected probabilities [n, K], as `apply`."""

@@ -136,10 +136,21 @@ def run(extractor: EICUExtractor, tables: Mapping[str, pl.LazyFrame]) -> Extract
     return Extracted(made.samples, elements, dict(log.items()))
 
 
+def empty_extract() -> Extract:
+    """Make an extract that is empty but for its hospital."""
+    return Extract().add("hospital", None, hospitalid=7, numbedscategory="<100", teachingstatus="t", region="West")
+
+
 @pytest.fixture
 def extract() -> Extract:
-    """An empty extract but for its hospital."""
-    return Extract().add("hospital", None, hospitalid=7, numbedscategory="<100", teachingstatus="t", region="West")
+    """An extract that is empty but for its hospital."""
+    return empty_extract()
+
+
+@pytest.fixture(scope="session")
+def new_extract() -> Any:
+    """`new_extract()` makes an extract that is empty but for its hospital."""
+    return empty_extract
 
 
 @pytest.fixture(scope="session")
@@ -152,9 +163,3 @@ def opened() -> Any:
 def extracted() -> Any:
     """`extracted(extractor, tables)` runs an extraction."""
     return run
-
-
-@pytest.fixture(scope="session")
-def table_headers() -> Mapping[str, list[str]]:
-    """Columns of each raw table."""
-    return {table: header.split(",") for table, header in HEADERS.items()}

@@ -136,6 +136,7 @@ def test_seed_of_the_run_orders_training(
     assert order() == order(seed=5) != order(seed=6)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 @pytest.mark.parametrize("limit", [1.0, 2, 0.75])
 def test_resume_gives_the_batches_of_an_uninterrupted_run(
     tmp_path: Path, make_datamodule: MakeDataModule, limit: int | float

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import mmnar_lightning.records.fitting as fitting
@@ -93,6 +93,8 @@ def test_statistics_agree_with_plain_python(
     chunk=st.integers(1, 9),
     least=st.integers(1, 4),
 )
+# one person in two chunks is one person
+@example(values=[(0, 1, None), (0, 1, None)], chunk=2, least=2)
 def test_a_patient_counts_once(
     tmp_path_factory: Any, values: list[tuple[int, Any, Any]], chunk: int, least: int
 ) -> None:

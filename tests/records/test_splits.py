@@ -92,10 +92,10 @@ def test_the_seed_moves_people_and_nothing_else_does() -> None:
     first = assign_splits(samples, SplitSettings(split_seed=0))
     assert (first == assign_splits(samples, SplitSettings(split_seed=0))).all()
     assert (first != assign_splits(samples, SplitSettings(split_seed=1))).any()
-    # another test fold leaves those whom neither tests where they are
+    # each test fold has a val of its own, or one unlucky val would choose the checkpoints of all folds
     other = assign_splits(samples, SplitSettings(test_fold=1))
     neither = (first != TEST) & (other != TEST)
-    assert (first[neither] == other[neither]).all()
+    assert (first[neither] != other[neither]).any()
 
 
 @pytest.mark.parametrize(("by", "column"), [("site", "site"), ("region", "group/region"), ("year", "group/year")])
