@@ -22,7 +22,7 @@ from mmnar_eicu import EICUDataModule
 
 from mmnar_lightning.__main__ import main as mmnar
 from mmnar_lightning.evaluation import bootstrap_difference, bootstrap_interval
-from mmnar_lightning.evaluation.flat import Flat, boosted_trees, flatten, logistic_regression
+from mmnar_lightning.evaluation.flat import Flat, boosted_trees, flatten, linear_pipeline, logistic_regression
 from mmnar_lightning.records import RecordDataset, RecordSchema, SplitSettings
 
 FOLDS = 5
@@ -48,16 +48,13 @@ def network(fold: int, arguments: argparse.Namespace, further: list[str]) -> pl.
 def plain(fold: int, arguments: argparse.Namespace, further: list[str]) -> pl.DataFrame:
     """Fit logistic regression and boosted trees on a fold, twice: `sample`, `patient`, label and probabilities."""
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     options = dict(zip(further[::2], further[1::2], strict=True))
     delay = float(options.get("--data.init_args.lab_delay", 0))
-    data = EICUDataModule(
-        arguments.root, arguments.out / "stores", splits=SplitSettings(test_fold=fold), lab_delay=delay
-    )
+    seed = int(options.get("--data.init_args.splits.split_seed", 0))
+    splits = SplitSettings(test_fold=fold, split_seed=seed)
+    data = EICUDataModule(arguments.root, arguments.out / "stores", splits=splits, lab_delay=delay)
     schema = RecordSchema.from_dict(data.schema)
     task = schema.task_names.index(arguments.task)
 
@@ -67,10 +64,8 @@ def plain(fold: int, arguments: argparse.Namespace, further: list[str]) -> pl.Da
     train, val, test = flat("train"), flat("val"), flat("test")
     whole = flat("train", "val", "calibration", "conformal")
     known = ~np.isnan(whole.targets[:, task])
-    scaled = make_pipeline(
-        SimpleImputer(add_indicator=True, keep_empty_features=True),
-        StandardScaler(),
-        LogisticRegressionCV(Cs=10.0 ** np.arange(-5, 1), scoring="roc_auc", max_iter=2000, use_legacy_attributes=False),
+    scaled = linear_pipeline(
+        LogisticRegressionCV(Cs=10.0 ** np.arange(-5, 1), scoring="roc_auc", max_iter=2000, use_legacy_attributes=False)
     )
     models = {
         "logistic regression": logistic_regression(train, val, task),

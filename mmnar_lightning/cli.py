@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -33,6 +33,17 @@ log = logging.getLogger(__name__)
 # what may differ between a run and its continuation: where and how it runs, not what is learned from what
 FREE_ON_RESUME = ("trainer", "run_dir", "resume", "ckpt_path", "config", "data.init_args.root", "data.init_args.store")
 FREE_ON_RESUME += ("data.init_args.workers", "data.init_args.predict_splits", "weights_only")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the config into the run's folder, whole or not at all: by it a continuation is known as one."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it beside its place and rename it; Lightning calls this on one process."""
+        path = Path(self.config["run_dir"]) / self.config_filename
+        parts = path.with_name(f".{path.name}.{os.getpid()}")
+        parts.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        parts.replace(path)
 
 
 class MultimodalCLI(LightningCLI):
@@ -62,7 +73,7 @@ class MultimodalCLI(LightningCLI):
         if self.subcommand is None:
             return
         config = self.config[self.subcommand]
-        self.save_config_kwargs = {"overwrite": True}
+        self.save_config_kwargs = {"save_to_log_dir": False}
         if self.subcommand == "fit":
             self._continue_or_start(config)
         else:
@@ -171,6 +182,7 @@ def run(arguments: Sequence[str]) -> int:
         MultimodalCLI(
             MultimodalOutcomeModule,
             RecordDataModule,
+            SaveRunConfig,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,

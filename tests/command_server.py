@@ -73,7 +73,7 @@ def arrange_trace(path: str) -> None:
     def step(module: Any, loss: Any) -> None:
         rate = module.trainer.optimizers[0].param_groups[0]["lr"]
         at = {"step": module.global_step, "epoch": module.current_epoch, "pretraining": module.pretraining}
-        write(**at, loss=float(loss).hex(), rate=float(rate).hex())
+        write(**at, loss=float(loss.detach()).hex(), rate=float(rate).hex())
 
     def validation(module: Any, _: Any) -> None:
         found = {k: float(v).hex() for k, v in module.trainer.callback_metrics.items() if k.startswith("val/")}

@@ -291,3 +291,18 @@ def mmnar() -> Iterator[CommandServer]:
     server = CommandServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def trained(mmnar: CommandServer, own_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder after fit, validate, test and predict with `tests/conf/tables.yaml`; look, but don't touch.
+
+    Its stores are in `../stores`.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    config = Path(__file__).with_name("conf") / "tables.yaml"
+    data = ("--data.init_args.root", own_tables, "--data.init_args.store", folder / "stores")
+    for command in ("fit", "validate", "test", "predict"):
+        done = mmnar(command, "--config", config, *data, "--run_dir", folder / "run")
+        assert done.status == 0, done.out
+    return folder / "run"

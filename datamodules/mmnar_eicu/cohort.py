@@ -6,7 +6,9 @@ eICU counts minutes from each unit admission; unit stays of one hospital stay ar
 * unit stays at most 60 minutes apart (60 included) are one **episode**; step-down units are no ICU and break none;
 * *in the unit at +24 h* means the episode ends after minute 1,440: who leaves or dies in that very minute is gone;
 * *a stay of over 7 days* ends after minute 10,080, likewise;
-* *leaving the hospital within 60 minutes* includes minute 60.
+* *leaving the hospital within 60 minutes* includes minute 60;
+* *the window* opens 24 hours before hospital admission, or with the episode where that is earlier: what the emergency
+  department or the operating room did just before is part of the stay, the patient's earlier life isn't.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ HOSPITAL_STAY = "patienthealthsystemstayid"
 
 EPISODE_GAP = 60  # minutes between unit stays of one episode, and from its end to leaving the hospital
 LONG_STAY = 7 * 24 * 60
+BEFORE_HOSPITAL = 24 * 60  # emergency department and operating room: how long before hospital admission rows count
 # No hospital stay before the ICU is this long; eICU has offsets such as -480,446, which are wrong years.
 LONGEST_STAY_BEFORE = 180 * 24 * 60
 
@@ -233,8 +236,8 @@ def stays_of(samples: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
             "sample",
             "shift",
             prediction_time=pl.col("prediction_time") - pl.col("shift"),
-            # From hospital admission, which eICU sometimes puts after the ICU's.
-            window_start=-pl.max_horizontal(pl.col("start"), pl.col("shift")).cast(pl.Float64),
+            # eICU sometimes puts hospital admission after the ICU's.
+            window_start=-pl.max_horizontal(pl.col("start") + BEFORE_HOSPITAL, pl.col("shift")).cast(pl.Float64),
         )
         .sort("sample", STAY)
     )

@@ -93,5 +93,7 @@ class EICUDataModule(RecordDataModule):
     def prepare_store(self) -> Path:
         """Return the store of this cohort and these options, made from `root` where it is not there yet."""
         if self.root is None:
-            return find_store(self.store_folder, self.extractor.dataset, self.extractor.cohort, self.extractor.options())
+            return find_store(
+                self.store_folder, self.extractor.dataset, self.extractor.cohort, self.extractor.options()
+            )
         return prepare(self.extractor, self.root, self.store_folder)

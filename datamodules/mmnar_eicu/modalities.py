@@ -55,7 +55,7 @@ class Source:
         self.log.add(spec.name, "rows of the samples' unit stays", row["stays"])
         self.log.add(spec.name, "not yet known at the prediction time", row["late"])
         if not whole_life:
-            self.log.add(spec.name, "about a time before hospital admission", row["outside"])
+            self.log.add(spec.name, "about a time over 24 hours before hospital admission", row["outside"])
         return known(table, spec, self.stays, whole_life)
 
     def codes(self, table: str, *coded: pl.LazyFrame) -> pl.DataFrame:
@@ -89,7 +89,7 @@ def measured(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
 
 
 def vitals(source: Source) -> pl.DataFrame:
-    """``vitals``: statistics of vitalPeriodic and vitalAperiodic since hospital admission."""
+    """``vitals``: statistics of vitalPeriodic and vitalAperiodic in the window."""
     long = []
     for spec, columns in ((tables.VITAL_PERIODIC, tables.PERIODIC), (tables.VITAL_APERIODIC, tables.APERIODIC)):
         wide = source.known(spec).select("sample", "time", "available", "hours_before", *columns)
@@ -104,7 +104,7 @@ def vitals(source: Source) -> pl.DataFrame:
 
 
 def labs(source: Source) -> pl.DataFrame:
-    """``labs``: statistics of lab results since hospital admission."""
+    """``labs``: statistics of lab results in the window."""
     spec, listed = tables.lab(), catalogue("labs")
     late_enough = (pl.col("hours_before") * 60).round() >= source.lab_delay
     frame = source.known(spec).filter(late_enough, pl.col("labresult").is_not_null())
@@ -159,9 +159,8 @@ def exam_rows(source: Source) -> pl.LazyFrame:
     all_rows = table.join(source.stays.lazy(), on=STAY, how="semi").select(pl.len())
     every, kept = pl.collect_all([all_rows, rows.select(pl.len())], engine="streaming")
     source.log.add(spec.name, "rows of the samples' unit stays", every.item())
-    source.log.add(
-        spec.name, "not yet known at the prediction time, or before hospital admission", every.item() - kept.item()
-    )
+    left_out = "not yet known at the prediction time, or about a time over 24 hours before hospital admission"
+    source.log.add(spec.name, left_out, every.item() - kept.item())
     return rows
 
 

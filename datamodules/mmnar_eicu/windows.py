@@ -15,7 +15,7 @@ def known(table: pl.LazyFrame, spec: TableSpec, stays: pl.DataFrame, whole_life:
         table: The table.
         spec: Its spec.
         stays: `Cohort.stays`.
-        whole_life: Take rows about any time before (a past history), not only those since hospital admission.
+        whole_life: Take rows about any time before (a past history), not only those in the sample's window.
 
     Returns:
         The table's columns, ``sample``, ``available``, ``time`` (minutes on the episode's clock) and ``hours_before``

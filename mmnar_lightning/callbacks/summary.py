@@ -1,9 +1,10 @@
-"""The numbers of a test or validation, short enough to read."""
+"""The numbers of a test or validation, short enough to read, and a report of the run."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from mmnar_lightning import __version__
+from mmnar_lightning.callbacks.availability import overview
+from mmnar_lightning.records import RecordDataModule, RecordSchema
+
 SHOWN = ("auroc", "auprc", "brier", "log_loss", "calibration_slope")
+VERSIONS = {"raw": "", "recalibrated": "recalibrated/", "rectified": "rectified/"}
 
 
 class MetricSummary(Callback):
-    """Prints a table of the metrics a task, raw and rectified, and writes all of them to ``metrics-{stage}.json``.
+    """Prints the metrics of each task, and writes ``metrics-{stage}.json`` and ``report-{stage}.md``.
 
-    One process prints and writes. The file lies in the run's folder and is whole or not there.
+    Raw, globally recalibrated and rectified probabilities stand side by side. One process prints and writes. The files
+    lie in the run's folder and are whole or not there; they hold counts and shares, none below 10 people.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,24 +37,69 @@ class MetricSummary(Callback):
         self._report(trainer, pl_module, "test")
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+        found = {k.removeprefix(f"{stage}/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
         if not trainer.is_global_zero or not found:
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        path = folder / f"metrics-{stage}.json"
-        parts = path.with_name(f".{path.name}.{os.getpid()}")
-        folder.mkdir(parents=True, exist_ok=True)
-        parts.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        parts.replace(path)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(folder / f"metrics-{stage}.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
         schema: Any = pl_module.schema
-        table = Table(title=f"{stage}: raw → rectified")
-        table.add_column("task")
-        for name in SHOWN:
-            table.add_column(name, justify="right")
-        for task in [*schema.task_names, ""]:
-            prefix = f"{task}/" if task else ""
-            pairs = [(found.get(f"{stage}/{prefix}{n}"), found.get(f"{stage}/rectified/{prefix}{n}")) for n in SHOWN]
-            table.add_row(task or "mean over tasks", *(" → ".join("–" if v is None else f"{v:.3f}" for v in p) for p in pairs))
+        assert isinstance(schema, RecordSchema)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, RecordDataModule):
+            _write(folder / f"report-{stage}.md", report(data, schema, found, stage))
         console = Console()
-        console.print(table)
-        console.print(f"all metrics, also by pattern: {path}")
+        console.print(_table(schema, found, stage))
+        console.print(f"all metrics: {folder / f'metrics-{stage}.json'}   report: {folder / f'report-{stage}.md'}")
+
+
+def report(data: RecordDataModule, schema: RecordSchema, found: Mapping[str, float], stage: str) -> str:
+    """Say in Markdown what was run on whom, with which result.
+
+    Args:
+        data: The datamodule, set up.
+        schema: The model's schema.
+        found: Metrics by name, without the stage.
+        stage: `val` or `test`.
+    """
+    manifest = data.records.manifest
+    lines = [f"# {manifest['dataset']}, {manifest['cohort']}: {stage}", ""]
+    lines += [f"mmnar-lightning {__version__}; store `{data.records.path.name}` ({manifest['samples']} samples of "]
+    lines[-1] += f"{manifest['patients']} people); splits {data.splits}."
+    lines += ["", "A probability here is E[y | what was observed, which modalities were observed]. It says nothing about what"]
+    lines += ["would have happened had another modality been recorded. Derived data stay under the source's terms.", ""]
+    lines += ["## Who was left out", "", "| table | what | rows |", "|---|---|---|"]
+    lines += [f"| {t} | {what} | {_suppressed(n)} |" for t, what, n in manifest.get("counts", []) if "excluded" in what]
+    lines += ["", "## Train", "", overview(data, schema), "", "## Results", ""]
+    lines += [f"| task | probabilities | {' | '.join(SHOWN)} |", f"|---|---|{'---|' * len(SHOWN)}"]
+    for task in schema.task_names:
+        for name, prefix in VERSIONS.items():
+            cells = [found.get(f"{prefix}{task}/{metric}") for metric in SHOWN]
+            lines.append(f"| {task} | {name} | {' | '.join(map(_number, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(schema: RecordSchema, found: Mapping[str, float], stage: str) -> Table:
+    table = Table(title=f"{stage}: raw → rectified")
+    table.add_column("task", overflow="fold")
+    for name in SHOWN:
+        table.add_column(name, justify="right")
+    for task in [*schema.task_names, ""]:
+        prefix = f"{task}/" if task else ""
+        pairs = [(found.get(f"{prefix}{n}"), found.get(f"rectified/{prefix}{n}")) for n in SHOWN]
+        table.add_row(task or "mean over tasks", *(" → ".join(map(_number, pair)) for pair in pairs))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _suppressed(count: int) -> str:
+    return str(count) if count == 0 or count >= 10 else "< 10"
+
+
+def _write(path: Path, text: str) -> None:
+    parts = path.with_name(f".{path.name}.{os.getpid()}")
+    parts.write_text(text, encoding="utf-8")
+    parts.replace(path)

@@ -47,7 +47,7 @@ def config_path(given: str) -> str:
     raise ValueError(f"no config file {given!r}; those that ship: {', '.join(known)}")
 
 
-def parsing_problem(error: ArgumentError) -> str:
+def parsing_problem(error: ArgumentError | ValueError) -> str:
     """Say in one line what is wrong with a command line or config, out of all that jsonargparse tells."""
     # a value is held against every type of a union; what the types are called helps nobody
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")

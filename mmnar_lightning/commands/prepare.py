@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
     from mmnar_lightning.records import RecordDataModule
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
     load_plugins()
     parser = ArgumentParser(prog="mmnar prepare", description=__doc__, exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="The config that fit takes")
@@ -22,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
     try:
         data = parser.instantiate_classes(parser.parse_args(resolve_configs(arguments))).data
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(parsing_problem(error)) from error
     path = data.prepare_store()
     print(path)

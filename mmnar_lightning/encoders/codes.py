@@ -50,7 +50,7 @@ class CodesEncoder(Encoder):
         *,
         hidden: int | None = None,
         dropout: float = 0.2,
-        pooling: Literal["mean", "sum"] = "mean",
+        pooling: Literal["mean", "sum"] = "sum",
         half_life: float | None = None,
         clip: float = 5.0,
         inputs: bool = True,

@@ -68,29 +68,31 @@ def _values(schema: RecordSchema, name: str, batch: PatientBatch, n: int) -> Arr
         return total / count
 
 
-def logistic_regression(train: Flat, val: Flat, task: int, seed: int = 0) -> Any:
-    """Fit L2-regularised logistic regression: mean-imputed, with missing indicators, standardised on train.
+def linear_pipeline(classifier: Any) -> Any:
+    """Put what a linear model needs before it: standardised on what was measured, 0 (the mean) where nothing was.
 
-    The strength of the penalty is the one of seven with the highest AUROC on `val`.
+    Indicators of single items are left out: with more items than patients they cost more than they tell (on the eICU
+    demo 0.05 to 0.07 of AUROC). Availability of whole modalities is among the columns.
+    """
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    zero = SimpleImputer(strategy="constant", fill_value=0.0, keep_empty_features=True)
+    return make_pipeline(StandardScaler(), zero, classifier)
+
+
+def logistic_regression(train: Flat, val: Flat, task: int, seed: int = 0) -> Any:
+    """Fit L2-regularised logistic regression; its penalty is the one of seven with the highest AUROC on `val`.
 
     Returns:
         A scikit-learn classifier; `predict_proba(values)[:, 1]` is P(y = 1).
     """
-    from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    def build(C: float) -> Any:
-        return make_pipeline(
-            SimpleImputer(add_indicator=True, keep_empty_features=True),
-            StandardScaler(),
-            # outliers beyond five standard deviations would decide alone
-            FunctionTransformer(np.clip, kw_args={"a_min": -5, "a_max": 5}),
-            LogisticRegression(C=C, max_iter=2000, random_state=seed),
-        )
-
-    return _best([build(C) for C in 10.0 ** np.arange(-5, 2)], train, val, task)
+    strengths = 10.0 ** np.arange(-5, 2)
+    candidates = [linear_pipeline(LogisticRegression(C=C, max_iter=2000, random_state=seed)) for C in strengths]
+    return _best(candidates, train, val, task)
 
 
 def boosted_trees(train: Flat, val: Flat, task: int, seed: int = 0) -> Any:

@@ -24,13 +24,13 @@ def closing_table(title: str, counts: Iterable[Iterable[Any]], samples: pl.DataF
         A table of counts; never a value of a record, and no pattern with fewer than ten samples.
     """
     table = Table(title=title, title_justify="left")
-    table.add_column("table")
+    table.add_column("table", no_wrap=True)
     table.add_column("what")
-    table.add_column("count", justify="right")
-    table.add_column("share", justify="right")
+    table.add_column("count", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
     last = None
     for name, what, count in counts:
-        if name == "samples" or name.startswith("label/"):
+        if (name, what) == ("samples", "kept") or name.startswith("label/"):
             # stands below, with its share
             continue
         table.add_row("" if name == last else str(name), str(what), f"{count:,}", "")
@@ -47,7 +47,7 @@ def closing_table(title: str, counts: Iterable[Iterable[Any]], samples: pl.DataF
     observed = [c for c in samples.columns if c.startswith("observed/")]
     for column in observed:
         present = int(samples[column].sum())
-        table.add_row(column, "observed", _cell(present), f"{present / n:.1%}" if n else "")
+        table.add_row(column, "observed", _cell(present), f"{present / n:.1%}" if present >= SMALL else "")
     table.add_section()
     patterns = samples.group_by(observed).len().sort(["len", *observed], descending=True).head(PATTERNS)
     for row in patterns.rows(named=True):

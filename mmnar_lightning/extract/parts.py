@@ -14,6 +14,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from mmnar_lightning.extract.extraction import Counts
+from mmnar_lightning.extract.tables import ExtractError
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,15 @@ def workplace(store: Path) -> Iterator[Path]:
 
     Yields:
         The folder of cached tables.
+
+    Raises:
+        ExtractError: If it can't be made.
     """
     made = [folder for folder in (store, *store.parents) if not folder.exists()]
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExtractError(f"{store}: can't be made the folder of stores ({error.strerror})") from None
     lock = FileLock(store / LOCK, mode=0o600)
     try:
         lock.acquire(timeout=0)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # change with every change of what this room makes of the same rows
 EXTRACT_VERSION = "1"
+# columns that the closing table may take where it goes to no terminal
+WIDE = 200
 
 
 def prepare(extractor: Extractor, root: Path | str | None, store: Path | str, progress: bool = True) -> Path:
@@ -87,13 +89,14 @@ def find_store(parent: Path | str, dataset: str, cohort: str, options: Mapping[s
 
     Raises:
         ExtractError: If there is none, or more than one (made from different extracts); lists those there are.
+        ValueError: If the store is not whole, or a file of it is another store's.
     """
     parent = Path(parent).expanduser()
     wanted = json.loads(json.dumps(dict(options)))
     there = sorted(path.parent for path in parent.glob(f"{dataset}-{cohort}-*/manifest.json"))
     matching = [path for path in there if _manifest(path).get("options") == wanted]
     if len(matching) == 1:
-        return matching[0]
+        return _opened(matching[0])
     if matching:
         names = ", ".join(path.name for path in matching)
         raise ExtractError(
@@ -160,12 +163,20 @@ def _store_path(store: Path, extractor: Extractor, fingerprint: str) -> Path:
     return store / store_name(extractor.dataset, extractor.cohort, fingerprint)
 
 
+def _opened(store: Path) -> Path:
+    """The store, after opening it: that tells whether a file is missing, cut off, or another store's."""
+    from mmnar_lightning.records import RecordStore
+
+    RecordStore(store)
+    return store
+
+
 def _finished(store: Path, extractor: Extractor, fingerprint: str) -> Path | None:
     path = _store_path(store, extractor, fingerprint)
     if not (path / "manifest.json").is_file():
         return None
     Parts(store / f".building-{path.name}").remove()
-    return path
+    return _opened(path)
 
 
 def _tables(
@@ -270,8 +281,9 @@ class Step:
         """Begin the next step; `more` says that it wasn't foreseen in the total."""
         self._done += 1
         self._total += more
-        log.info("%s", what)
-        if self._bar is not None and self._task is not None:
+        if self._bar is None or self._task is None:
+            log.info("[%d/%d] %s", self._done + 1, self._total, what)
+        else:
             self._bar.update(self._task, description=what, completed=self._done, total=self._total)
 
 
@@ -295,4 +307,6 @@ def _show(path: Path) -> None:
     from mmnar_lightning.records import RecordStore
 
     opened = RecordStore(path)
-    Console(stderr=True).print(closing_table(path.name, opened.manifest["counts"], opened.samples))
+    table = closing_table(path.name, opened.manifest["counts"], opened.samples)
+    # a log file has no width that lines would have to be broken for
+    Console(stderr=True, width=None if sys.stderr.isatty() else WIDE).print(table)

@@ -25,9 +25,11 @@ class ExtractError(ValueError):
     """
 
     def __init__(self, *problems: str) -> None:
-        self.problems = tuple(problems)
-        lines = [f"- {problem}" for problem in problems] if len(problems) > 1 else list(problems)
-        head = [f"{len(problems)} problems with the extract:"] if len(problems) > 1 else []
+        # two specs over one file find the same
+        self.problems = tuple(dict.fromkeys(problems))
+        several = len(self.problems) > 1
+        lines = [f"- {problem}" if several else problem for problem in self.problems]
+        head = [f"{len(self.problems)} problems with the extract:"] if several else []
         super().__init__("\n".join(head + lines))
 
 

@@ -77,6 +77,8 @@ class RecordDataModule(LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.predict_splits, self.schema_of = list(predict_splits), schema_of
         self._datasets: dict[str, RecordDataset] = {}
+        self._train_loader: RecordLoader | None = None
+        self._place: dict[str, Any] | None = None
 
     @abstractmethod
     def prepare_store(self) -> Path:
@@ -160,22 +162,32 @@ class RecordDataModule(LightningDataModule):
             raise ValueError(f"no sample is in {' and '.join(empty)}; check data.init_args.splits")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which samples were trained on, for the checkpoint."""
-        return {"store": self.records.fingerprint, "splits": _described(self.splits)}
+        """Return which samples were trained on, and how far this epoch got, for the checkpoint."""
+        place = None if self._train_loader is None else self._train_loader.state_dict()
+        return {"store": self.records.fingerprint, "splits": _described(self.splits), "place": place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the samples a checkpoint was trained on are not divided otherwise now.
+        """Check that the samples a checkpoint was trained on are not others, or divided otherwise, now.
 
         Raises:
-            ValueError: If the store is the same and the splits are not: training patients could be tested on.
+            ValueError: If training would go on with another store, or if the store is the same and the splits are not:
+                training patients could be tested on.
         """
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if state_dict["store"] != self.records.fingerprint:
+            if fitting:
+                raise ValueError(
+                    f"the run was trained on the store with fingerprint {state_dict['store']}, which is not "
+                    f"{self.records.path.name}; give the same data to continue it, or another --run_dir"
+                )
             log.warning("this checkpoint was trained on another store; its patients may be among those of this one")
         elif state_dict["splits"] != _described(self.splits):
             raise ValueError(
                 "this checkpoint was trained with other split settings on the same store, so its training patients "
                 f"could be tested on; use data.init_args.splits {state_dict['splits']}"
             )
+        # Lightning keeps a loader's state, too, but loses it where the optimiser asks how many steps there will be
+        self._place = state_dict["place"] if fitting else None
 
     def _model_schema(self) -> RecordSchema:
         model = None if self.trainer is None else self.trainer.lightning_module
@@ -183,8 +195,12 @@ class RecordDataModule(LightningDataModule):
         return described if isinstance(described, RecordSchema) else RecordSchema.from_dict(self.schema)
 
     def train_dataloader(self) -> RecordLoader:
-        """Batches of train in a new order each epoch."""
-        return self._loader("train", shuffle=True)
+        """Batches of train in a new order each epoch, from where the checkpoint that is resumed left off."""
+        self._train_loader = self._loader("train", shuffle=True)
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+        return self._train_loader
 
     def val_dataloader(self) -> dict[str, RecordLoader]:
         """Batches of val and of calibration A, by name."""

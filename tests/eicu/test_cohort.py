@@ -231,11 +231,12 @@ def test_a_unit_stay_that_has_not_begun_serves_no_sample() -> None:
     assert [s[STAY] for s in stays] == [1, 2]
     assert [s["prediction_time"] for s in stays] == [1440.0, 190.0]
     assert [s["shift"] for s in stays] == [0.0, 1250.0]
-    assert [s["window_start"] for s in stays] == [-300.0, -1550.0]
+    assert [s["window_start"] for s in stays] == [-300.0 - DAY, -1550.0 - DAY]
 
 
-def test_the_window_opens_with_the_unit_where_the_hospital_admits_later() -> None:
-    assert cohort(unit(-69, 3000)).stays["window_start"].to_list() == [0.0]
+@pytest.mark.parametrize(("start", "opens"), [(0, -DAY), (120, -DAY - 120), (-69, -DAY + 69), (-DAY, 0), (-2000, 0)])
+def test_the_window_opens_a_day_before_the_hospital_or_with_the_unit(start: int, opens: int) -> None:
+    assert cohort(unit(start, start + 3000)).stays["window_start"].to_list() == [opens]
 
 
 def test_restrict_numbers_samples_and_stays_anew() -> None:

@@ -45,9 +45,9 @@ REASONS = {
 TALLIES = {
     "rows": "rows of the samples' unit stays",
     "late": "not yet known at the prediction time",
-    "outside": "about a time before hospital admission",
+    "outside": "about a time over 24 hours before hospital admission",
 }
-EXAM_LEFT_OUT = "not yet known at the prediction time, or before hospital admission"
+EXAM_LEFT_OUT = "not yet known at the prediction time, or about a time over 24 hours before hospital admission"
 
 
 def _independent() -> ModuleType:

@@ -38,7 +38,7 @@ def test_statistics_of_a_lab_value(extract: Any, made: Any) -> None:
     for at, value in ((-60, 1.0), (100, 4.0), (1000, 2.5)):
         lab(extract, 1, at, value)
     lab(extract, 1, 1000, 2.5)  # the same row again but for its id
-    lab(extract, 1, -121, 9.0)  # before hospital admission
+    lab(extract, 1, -1561, 9.0)  # over 24 hours before hospital admission
     lab(extract, 1, 1441, 9.0)  # after the prediction time
     lab(extract, 1, 1200, 9.0, revised=1441)  # drawn before it, revised after it
     lab(extract, 1, 1300, 900.0)  # not plausible
@@ -50,7 +50,19 @@ def test_statistics_of_a_lab_value(extract: Any, made: Any) -> None:
     assert found.value("labs", "sodium_last") is None
     assert found.counts["lab", "implausible values of creatinine, nulled"] == 1
     assert found.counts["lab", "not yet known at the prediction time"] == 2
-    assert found.counts["lab", "about a time before hospital admission"] == 1
+    assert found.counts["lab", "about a time over 24 hours before hospital admission"] == 1
+
+
+@pytest.mark.parametrize(("at", "inside"), [(-1560, True), (-1561, False), (-121, True)])
+def test_the_window_opens_24_hours_before_hospital_admission(extract: Any, made: Any, at: int, inside: bool) -> None:
+    extract.stay()  # two hours after hospital admission, which is minute -120: a day before it is minute -1560
+    lab(extract, 1, at, 1.5)
+    extract.add("treatment", 1, treatmentoffset=at, treatmentstring="surgery")
+    extract.add("physicalExam", 1, physicalexamoffset=at, physicalexampath=f"{GCS}/9")
+    found = made(extract)
+    assert (found.value("labs", "creatinine_last") == 1.5) == inside
+    assert ("surgery" in found.codes("treatment")) == inside
+    assert ("gcs:9-12" in found.codes("notes")) == inside
 
 
 @pytest.mark.parametrize(("at", "revised", "known"), [(1440, 1440, True), (1380, "", True), (1381, "", False)])
