@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from mmnar_eicu import EICUDataModule
 
+from mmnar_eicu import EICUDataModule
 from mmnar_lightning.__main__ import main as mmnar
 from mmnar_lightning.evaluation import bootstrap_difference, bootstrap_interval
 from mmnar_lightning.evaluation.flat import Flat, boosted_trees, flatten, linear_pipeline, logistic_regression
@@ -96,7 +96,7 @@ def apache(root: Path) -> pl.DataFrame:
 
 
 def compare(frame: pl.DataFrame, methods: list[str], metric: str) -> list[dict[str, Any]]:
-    """Metric of each method averaged over folds, and the network's difference to it, with patient bootstrap intervals."""
+    """Metric of each method, averaged over folds, and the network's difference to it, with patient bootstrap."""
     label, patient, fold = (frame[name].to_numpy() for name in ("label", "patient", "fold"))
     rows = []
     for name in methods:

@@ -32,7 +32,7 @@ def usage() -> str:
     width = max(map(len, listed))
     rows = "\n".join(f"  {name:<{width}}  {line}" for name, line in listed.items())
     return (
-        f"mmnar {__version__}: prediction from multimodal patient records whose modalities are missing not at random\n\n"
+        f"mmnar {__version__}: prediction from patient records whose modalities are missing not at random\n\n"
         f"usage: mmnar COMMAND [options]      mmnar COMMAND --help says more\n\n{rows}\n\n"
         "  --verbose with any command shows where an error came from; --version\n"
     )

@@ -189,7 +189,7 @@ def run(arguments: Sequence[str]) -> int:
             auto_configure_optimizers=False,
             parser_kwargs={"version": __version__, "exit_on_error": False},
         )
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(parsing_problem(error)) from error
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error

@@ -17,7 +17,15 @@ from mmnar_lightning.encoders import Encoder, default_encoder, encode
 from mmnar_lightning.fusion import Fused, Fusion, MMNARFusion
 from mmnar_lightning.metrics import OutcomeMetrics
 from mmnar_lightning.objectives import binary_cross_entropy, focal, global_count, hierarchical, join_unused, masked_mean
-from mmnar_lightning.records import Encoded, FusionShape, Modality, PatientBatch, RecordSchema, pattern_id, pattern_names
+from mmnar_lightning.records import (
+    Encoded,
+    FusionShape,
+    Modality,
+    PatientBatch,
+    RecordSchema,
+    pattern_id,
+    pattern_names,
+)
 from mmnar_lightning.rectifier import Rectifier
 
 EncoderFactory = Callable[[Modality, int], Encoder]
@@ -66,7 +74,8 @@ class OutcomeHeads(nn.Module):
         super().__init__()
         self.parents = schema.parents
         self.adapters = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)) for _ in schema.tasks
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
+            for _ in schema.tasks
         )
         self.direct = nn.ModuleList(nn.Linear(width, 1) for _ in schema.tasks)
         has_parent = any(p is not None for p in self.parents)
@@ -121,8 +130,8 @@ class MultimodalOutcomeModule(LightningModule):
     Raises:
         ValueError: If a name in `encoders`, `task_weights` or `auxiliary_weights` is unknown, or a part can't be built.
 
-    Source: Liang, Pan, Xiong, *Causal Representation Learning from Multimodal Clinical Records under Non-Random Modality
-    Missingness*, EMNLP 2025. `docs/method.md` lists what differs.
+    Source: Liang, Pan, Xiong, *Causal Representation Learning from Multimodal Clinical Records under Non-Random
+    Modality Missingness*, EMNLP 2025. `docs/method.md` lists what differs.
     """
 
     def __init__(
@@ -160,7 +169,9 @@ class MultimodalOutcomeModule(LightningModule):
         self.heads: OutcomeHeads | None = None
         self._collected: dict[str, _Collected] = {}
         self.register_buffer(
-            "_weights", torch.tensor([(task_weights or {}).get(t, 1.0) for t in self.schema.task_names]), persistent=False
+            "_weights",
+            torch.tensor([(task_weights or {}).get(t, 1.0) for t in self.schema.task_names]),
+            persistent=False,
         )
         rates = [0.5 if t.prevalence is None else t.prevalence for t in self.schema.tasks]
         self.register_buffer("_alpha", 1 - torch.tensor(rates), persistent=False)
@@ -190,7 +201,9 @@ class MultimodalOutcomeModule(LightningModule):
         assert self.heads is not None, "configure_model() was not called"
         encoded = encode(self.encoders, batch)
         fused = self.fusion(encoded)
-        logits = self.heads(fused.patient) if fused.logits is None else join_unused(fused.logits, self.heads.parameters())
+        logits = (
+            self.heads(fused.patient) if fused.logits is None else join_unused(fused.logits, self.heads.parameters())
+        )
         return encoded, fused, logits
 
     @property

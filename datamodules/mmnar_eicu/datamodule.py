@@ -19,8 +19,8 @@ class EICUDataModule(RecordDataModule):
     under the PhysioNet Credentialed Health Data License 1.5.0 (the demo: ODbL 1.0).
 
     Args:
-        root: Folder with the raw tables as ``.csv.gz``, ``.csv`` or ``.parquet``. None takes the store that was prepared
-            with these options before.
+        root: Folder with the raw tables as ``.csv.gz``, ``.csv`` or ``.parquet``. None takes the store that was
+            prepared with these options before.
         store: Folder that record stores are kept in.
         cohort: ``landmark``: adults alive and in their first ICU episode of a hospital stay after `landmark_hours`;
             ``unit_discharge``: episodes that ended alive, at their end.

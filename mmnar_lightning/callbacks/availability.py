@@ -70,7 +70,11 @@ def overview(data: RecordDataModule, schema: RecordSchema) -> str:
         lines.append(f"| {' + '.join(names) or 'nothing'} | {_cell(int(counts_of[index]))} |")
     lines += ["", "| task | labelled | positive |", "|---|---|---|"]
     for task in schema.task_names:
-        label = samples[f"label/{task}"].drop_nulls() if f"label/{task}" in samples.columns else pl.Series([], dtype=pl.Boolean)
+        label = (
+            samples[f"label/{task}"].drop_nulls()
+            if f"label/{task}" in samples.columns
+            else pl.Series([], dtype=pl.Boolean)
+        )
         lines.append(f"| {task} | {_cell(len(label))} | {_cell(int(label.sum() or 0))} |")
     return "\n".join(lines)
 

@@ -39,7 +39,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except OSError as error:
             parts.unlink(missing_ok=True)
-            raise OSError(error.errno, f"cannot write the checkpoint {final.name}: {error.strerror}", str(final)) from error
+            raise OSError(
+                error.errno, f"cannot write the checkpoint {final.name}: {error.strerror}", str(final)
+            ) from error
         if final.exists():
             previous = final.with_name(f"{final.name}.previous")
             previous.unlink(missing_ok=True)
@@ -47,7 +49,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         parts.replace(final)
 
 
-class BestCheckpoint(ModelCheckpoint):
+class OneCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` that keeps one file, in a run's folder that may be moved between two sessions."""
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a run that goes on, its file being here now; without it, begin anew."""
+        file = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+        if not file.is_file():
+            return
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: str(file) if state_dict[name] else "" for name in paths}
+        models = {str(file): score for score in state_dict["best_k_models"].values()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
+
+
+class BestCheckpoint(OneCheckpoint):
     """Keeps the checkpoint with the highest ranking metric on val as ``best.ckpt``; pretraining epochs don't count.
 
     Args:
@@ -109,7 +126,7 @@ class SelectionStopping(EarlyStopping):
             super().on_validation_end(trainer, pl_module)
 
 
-class ResumeCheckpoint(ModelCheckpoint):
+class ResumeCheckpoint(OneCheckpoint):
     """Keeps ``last.ckpt``, from which a run continues exactly, also in the middle of an epoch.
 
     The random states of every process go into the checkpoint and are put back before the first batch after a resume.

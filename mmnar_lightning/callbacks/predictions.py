@@ -20,10 +20,9 @@ from mmnar_lightning.records import SPLITS, RecordDataModule, patient_hashes, pa
 class PredictionWriter(Callback):
     """Writes ``predictions.parquet`` at the end of `predict`: one row a sample, on one process, whole or not at all.
 
-    Columns: `sample` (row of the store), `patient` (keyed hash), `site`, `split` (calibration B, which the rectifier has
-    not seen, is `conformal`), `pattern`, and for each task
-    `{task}/raw`, `{task}/rectified` (probabilities), `{task}/target` and `{task}/labelled`. The file's metadata hold the
-    fingerprints of schema and store. Original ids stay in the store.
+    Columns: `sample` (row of the store), `patient` (keyed hash), `site`, `split` (calibration B, which the rectifier
+    has not seen, is `conformal`), `pattern`, and for each task `{task}/raw`, `{task}/rectified` (probabilities),
+    `{task}/target` and `{task}/labelled`. The file's metadata hold the fingerprints of schema and store. Original ids stay in the store.
 
     Args:
         path: File to write; None writes into the run's folder.
@@ -66,7 +65,9 @@ class PredictionWriter(Callback):
         frame = frame.join(_people(data), on="sample", how="left", maintain_order="left")
         front = ["sample", "patient", "site", "split", "pattern"]
         frame = frame.select(*front, *(c for c in frame.columns if c not in front))
-        path = Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "predictions.parquet"
+        path = (
+            Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "predictions.parquet"
+        )
         schema: Any = pl_module.schema
         fingerprint = hashlib.sha256(json.dumps(schema.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         _write(frame, path, {"schema": fingerprint, "store": data.records.fingerprint})

@@ -37,7 +37,11 @@ class MetricSummary(Callback):
         self._report(trainer, pl_module, "test")
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        found = {k.removeprefix(f"{stage}/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+        found = {
+            k.removeprefix(f"{stage}/"): float(v)
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith(f"{stage}/")
+        }
         if not trainer.is_global_zero or not found:
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -66,7 +70,10 @@ def report(data: RecordDataModule, schema: RecordSchema, found: Mapping[str, flo
     lines = [f"# {manifest['dataset']}, {manifest['cohort']}: {stage}", ""]
     lines += [f"mmnar-lightning {__version__}; store `{data.records.path.name}` ({manifest['samples']} samples of "]
     lines[-1] += f"{manifest['patients']} people); splits {data.splits}."
-    lines += ["", "A probability here is E[y | what was observed, which modalities were observed]. It says nothing about what"]
+    lines += [
+        "",
+        "A probability here is E[y | what was observed, which modalities were observed]. It says nothing about what",
+    ]
     lines += ["would have happened had another modality been recorded. Derived data stay under the source's terms.", ""]
     lines += ["## Who was left out", "", "| table | what | rows |", "|---|---|---|"]
     lines += [f"| {t} | {what} | {_suppressed(n)} |" for t, what, n in manifest.get("counts", []) if "excluded" in what]

@@ -21,7 +21,9 @@ def load_plugins() -> None:
     found: dict[str, str] = {}
     for point in entry_points(group="mmnar.datamodules"):
         if found.setdefault(point.name, point.value) != point.value:
-            raise ValueError(f"two plugins register the datamodule {point.name!r}: {found[point.name]} and {point.value}")
+            raise ValueError(
+                f"two plugins register the datamodule {point.name!r}: {found[point.name]} and {point.value}"
+            )
         try:
             point.load()
         except Exception as error:  # whatever somebody else's plugin raises must not take the others down
@@ -50,7 +52,14 @@ def config_path(given: str) -> str:
 def parsing_problem(error: ArgumentError | ValueError) -> str:
     """Say in one line what is wrong with a command line or config, out of all that jsonargparse tells."""
     # a value is held against every type of a union; what the types are called helps nobody
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path", "Given value")
+    noise = (
+        "Does not validate",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Expected a path",
+        "Given value",
+    )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
     told = re.sub(r"Type \S*Callable\[.*?\] expects a function or a callable class: ", "", " ".join(kept))

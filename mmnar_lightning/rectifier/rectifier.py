@@ -170,7 +170,7 @@ class Rectifier:
         return values / temperature + bias + table[fitted.tree.to(values.device).node(pattern)]
 
     def recalibrate(self, logits: Tensor) -> Tensor:
-        """Correct logits [n, K] by the global bias and temperature alone: what every method gets before a comparison."""
+        """Correct logits [n, K] by global bias and temperature alone: what every method gets before a comparison."""
         values = logits if logits.dtype == torch.float64 else logits.float()
         if self._fitted is None:
             return values

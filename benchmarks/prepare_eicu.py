@@ -1,0 +1,161 @@
+"""Time and memory of `mmnar prepare` on eICU extracts, beside decompressing the same files in the same run.
+
+Run: ``python benchmarks/prepare_eicu.py [--root EXTRACT] [--patients 500 2000 8000] [--rounds 3]``. A round is, in turn:
+decompressing the files with ``gzip -dc``; each cohort into an empty folder of stores; the other cohort where the first
+left its checked tables; and a `prepare` whose store is there, which is what a process costs before it does anything.
+Seconds depend on the machine and on what else it does: read the ratios. The least of all rounds is kept, since other
+work only ever slows one down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mmnar_eicu import EICUExtractor
+from mmnar_eicu.simulate import simulate
+
+COHORTS = ("landmark", "unit_discharge")
+# The process reads its own mark: what its parent reads from wait4 also holds the parent's size at the fork.
+PREPARE = """
+import sys
+from pathlib import Path
+from mmnar_lightning.__main__ import main
+status = main(["prepare", "--config", sys.argv[1]])
+marks = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+Path(sys.argv[2]).write_text(marks[0].split()[1])
+sys.exit(status)
+"""
+
+
+def decompress(root: Path) -> float:
+    """Seconds that gzip takes for the files that `prepare` reads."""
+    names = {spec.file.lower() for spec in EICUExtractor().tables()}
+    files = [path for path in sorted(root.glob("*.csv.gz")) if path.name.lower().removesuffix(".csv.gz") in names]
+    start = time.perf_counter()
+    subprocess.run(["gzip", "-dc", *files], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def prepare(root: Path, stores: Path, cohort: str) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of one `mmnar prepare`, in a process of its own."""
+    config, mark = stores.parent / "config.yaml", stores.parent / "mark"
+    data = {"root": str(root.resolve()), "store": str(stores), "cohort": cohort}
+    config.write_text(yaml.safe_dump({"data": {"class_path": "EICUDataModule", "init_args": data}}))
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", PREPARE, config, mark], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(done.stderr.splitlines()[-1])
+    return seconds, int(mark.read_text()) / 1024
+
+
+def one_round(root: Path) -> dict[str, float]:
+    """Seconds (``s``) and peaks (``mib``) by what was done."""
+    found = {"gzip/s": decompress(root)}
+    for cohort in COHORTS:
+        with tempfile.TemporaryDirectory() as folder:
+            stores = Path(folder) / "stores"
+            other = next(name for name in COHORTS if name != cohort)
+            for what, name in (("", cohort), ("/after the other cohort", other), ("/store is there", cohort)):
+                found[f"{name}{what}/s"], found[f"{name}{what}/mib"] = prepare(root, stores, name)
+    return found
+
+
+def measure(root: Path, rounds: int) -> dict[str, Any]:
+    """The least of several rounds, and ratios of those."""
+    every = [one_round(root) for _ in range(rounds)]
+    least = {what: min(found[what] for found in every) for what in every[0]}
+    start = min(least[f"{cohort}/store is there/s"] for cohort in COHORTS)
+    ratios: dict[str, Any] = {}
+    for cohort in COHORTS:
+        ratios[cohort] = {
+            "seconds": round(least[f"{cohort}/s"], 2),
+            "peak_mib": round(max(found[f"{cohort}/mib"] for found in every)),
+            "seconds_after_the_other_cohort": round(least[f"{cohort}/after the other cohort/s"], 2),
+            "over_gzip": round(least[f"{cohort}/s"] / least["gzip/s"], 1),
+            "over_gzip_without_starting": round((least[f"{cohort}/s"] - start) / least["gzip/s"], 1),
+        }
+    size = sum(path.stat().st_size for path in root.glob("*.csv.gz"))
+    return {
+        "compressed_mib": round(size / 2**20, 1),
+        "gzip_seconds": round(least["gzip/s"], 3),
+        "seconds_of_a_prepare_with_nothing_to_do": round(start, 2),
+        "cohorts": ratios,
+    }
+
+
+def growth(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """How much more each extract takes than the smallest."""
+    names = sorted(found, key=int)
+    first = found[names[0]]
+    grown: dict[str, Any] = {}
+    for name in names[1:]:
+        ratios: dict[str, float] = {"patients": int(name) / int(names[0])}
+        for cohort in COHORTS:
+            these, those = found[name]["cohorts"][cohort], first["cohorts"][cohort]
+            for what in ("seconds", "peak_mib"):
+                ratios[f"{cohort}/{what}"] = round(these[what] / those[what], 2)
+        ratios["gzip_seconds"] = round(found[name]["gzip_seconds"] / first["gzip_seconds"], 2)
+        grown[name] = ratios
+    return grown
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu[0] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "polars_threads": os.environ.get("POLARS_MAX_THREADS", "default"),
+        "system": platform.system(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=Path, help="folder of an extract, such as the open demo")
+    parser.add_argument("--patients", type=int, nargs="+", default=[500, 2000, 8000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "prepare_eicu.json")
+    arguments = parser.parse_args()
+    load = machine()
+    extract = None if arguments.root is None else measure(arguments.root, arguments.rounds)
+    simulated = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for patients in arguments.patients:
+            root = Path(folder) / str(patients)
+            simulate(root, patients=patients, seed=1, progress=False)
+            simulated[str(patients)] = measure(root, arguments.rounds)
+    packages = ("mmnar-lightning", "polars", "pyarrow", "torch")
+    result = {
+        "what": f"mmnar prepare of both eICU cohorts beside gzip -dc of the same files; best of {arguments.rounds} rounds",
+        "extract": extract,
+        "simulated_by_patients": simulated,
+        "growth_over_the_smallest": growth(simulated),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "machine": load,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
