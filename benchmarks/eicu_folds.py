@@ -65,7 +65,9 @@ def plain(fold: int, arguments: argparse.Namespace, further: list[str]) -> pl.Da
     whole = flat("train", "val", "calibration", "conformal")
     known = ~np.isnan(whole.targets[:, task])
     scaled = linear_pipeline(
-        LogisticRegressionCV(Cs=10.0 ** np.arange(-5, 1), scoring="roc_auc", max_iter=2000, use_legacy_attributes=False)
+        LogisticRegressionCV(
+            Cs=10.0 ** np.arange(-5, 1), l1_ratios=(0,), scoring="roc_auc", max_iter=2000, use_legacy_attributes=False
+        )
     )
     models = {
         "logistic regression": logistic_regression(train, val, task),

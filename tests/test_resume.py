@@ -135,6 +135,14 @@ def test_stopped_again_and_again_is_the_same_run(fit: Fit, whole: Fitted, tmp_pa
     assert_same([*parts, done.trace], tmp_path / "run", whole)
 
 
+def test_a_run_that_was_moved_is_the_same_run(fit: Fit, whole: Fitted, tmp_path: Path) -> None:
+    first = fit(tmp_path / "here", end={"moment": "step", "count": 20, "how": "kill"})
+    (tmp_path / "here").rename(tmp_path / "there")
+    second = fit(tmp_path / "there")
+    assert second.status == 0, second.out
+    assert_same([first.trace, second.trace], tmp_path / "there", whole)
+
+
 def test_a_run_that_is_complete_returns_at_once_and_changes_nothing(fit: Fit, tmp_path: Path) -> None:
     assert fit(tmp_path / "run").status == 0
     before = left(tmp_path / "run")

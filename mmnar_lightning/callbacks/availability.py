@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mmnar_lightning.records import (
     SPLITS,
     RecordDataModule,
+    RecordDataset,
     RecordSchema,
     availability_reasons,
     pattern_id,
@@ -26,8 +27,9 @@ FEWEST = 10
 class AvailabilityOverview(Callback):
     """Logs at the start of `fit` what share of the samples has each modality, the frequent patterns and the labels.
 
-    Scalars `availability/{split}/{modality}`, and one table with patterns, label rates and reasons of absence. Cells
-    under 10 samples are suppressed. Only shares and counts reach TensorBoard, no ids and no values.
+    Scalars `availability/{split}/{modality}` and `availability/unknown_codes/{modality}`, and one table with patterns,
+    label rates and reasons of absence. Cells under 10 samples are suppressed. Only shares and counts reach
+    TensorBoard, no ids and no values.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +49,17 @@ class AvailabilityOverview(Callback):
             if part.height >= FEWEST:
                 shares = {f"availability/{split}/{n}": float(part[f"observed/{n}"].mean()) for n in there}  # type: ignore[arg-type]
                 logger.log_metrics(shares, step=0)
+        unknown = {f"availability/unknown_codes/{name}": share for name, share in unknown_codes(data, schema).items()}
+        logger.log_metrics(unknown, step=0)
         logger.experiment.add_text("availability", overview(data, schema), 0)
+
+
+def unknown_codes(data: RecordDataModule, schema: RecordSchema) -> dict[str, float]:
+    """Share of val's code occurrences that the vocabulary, fitted on train, does not hold, by `codes` modality."""
+    dataset = RecordDataset(data.records, schema, data.samples_of("val"))
+    batch = dataset.__getitems__(list(range(len(dataset))))
+    values = {m.name: batch.elements[m.name].values for m in schema.modalities if m.kind == "codes"}
+    return {n: float((v == 0).float().mean()) for n, v in values.items() if isinstance(v, torch.Tensor) and len(v)}
 
 
 def overview(data: RecordDataModule, schema: RecordSchema) -> str:
@@ -62,6 +74,8 @@ def overview(data: RecordDataModule, schema: RecordSchema) -> str:
         absent = reasons.filter(pl.col("modality") == name)["reason"]
         counts = [int((absent == r).sum()) for r in ("not_ordered", "not_collected", "unknown")]
         lines.append(f"| {name} | {_cell(int(samples[f'observed/{name}'].sum()))} | {' | '.join(map(_cell, counts))} |")
+    lines += ["", "| codes | occurrences in val outside train's vocabulary |", "|---|---|"]
+    lines += [f"| {name} | {share:.1%} |" for name, share in unknown_codes(data, schema).items()]
     lines += ["", "| pattern | samples |", "|---|---|"]
     observed = torch.from_numpy(samples.select(f"observed/{n}" for n in there).to_numpy().astype(bool))
     ids, counts_of = np.unique(pattern_id(observed).numpy(), return_counts=True)
