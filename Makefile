@@ -43,7 +43,7 @@ demo: $(STAMP) ## Simulate an extract, prepare it, train, test, predict: a whole
 	@$(BIN)/mmnar predict --config configs/demo.yaml
 	@echo "==> done; $(DEMO)/ holds the extract, the store and the run"
 	@echo "    live view:   $(BIN)/tensorboard --logdir $(DEMO)/run"
-	@find $(DEMO)/run -name predictions.parquet -exec echo "    predictions: {}" \; -o -name 'report*.html' -exec echo "    report:      {}" \;
+	@find $(DEMO)/run -name predictions.parquet -exec echo "    predictions: {}" \; -o -name 'report-*.md' -exec echo "    report:      {}" \;
 
 test: $(STAMP) ## Run the tests; those on real records run where the open demo extracts are found
 	@echo "==> tests"

@@ -1,6 +1,6 @@
 """Time and memory of `mmnar prepare` on eICU extracts, beside decompressing the same files in the same run.
 
-Run: ``python benchmarks/prepare_eicu.py [--root EXTRACT] [--patients 500 2000 8000] [--rounds 3]``. A round is, in turn:
+Run: ``python benchmarks/prepare_eicu.py [--root EXTRACT] [--patients 500 2000 8000] [--rounds 3]``. A round is in turn:
 decompressing the files with ``gzip -dc``; each cohort into an empty folder of stores; the other cohort where the first
 left its checked tables; and a `prepare` whose store is there, which is what a process costs before it does anything.
 Seconds depend on the machine and on what else it does: read the ratios. The least of all rounds is kept, since other
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from mmnar_eicu import EICUExtractor
 from mmnar_eicu.simulate import simulate
 
@@ -143,7 +144,7 @@ def main() -> None:
             simulated[str(patients)] = measure(root, arguments.rounds)
     packages = ("mmnar-lightning", "polars", "pyarrow", "torch")
     result = {
-        "what": f"mmnar prepare of both eICU cohorts beside gzip -dc of the same files; best of {arguments.rounds} rounds",
+        "what": f"mmnar prepare of each eICU cohort beside gzip -dc of its files; best of {arguments.rounds} rounds",
         "extract": extract,
         "simulated_by_patients": simulated,
         "growth_over_the_smallest": growth(simulated),

@@ -12,11 +12,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mmnar_lightning._heads import LinearEvidence, OutcomeHeads
 from mmnar_lightning._parts import as_part, build_part
 from mmnar_lightning.encoders import Encoder, default_encoder, encode
 from mmnar_lightning.fusion import Fused, Fusion, MMNARFusion
 from mmnar_lightning.metrics import OutcomeMetrics
-from mmnar_lightning.objectives import binary_cross_entropy, focal, global_count, hierarchical, join_unused, masked_mean
+from mmnar_lightning.objectives import binary_cross_entropy, focal, global_count, join_unused, masked_mean
 from mmnar_lightning.records import (
     Encoded,
     FusionShape,
@@ -61,46 +62,6 @@ class _Collected:
         self.rows.append(row)
 
 
-class OutcomeHeads(nn.Module):
-    """One adapter and head a task: logit_k = head_k(adapter_k(h)); tasks with a parent also a conditional head.
-
-    Args:
-        width: D, width of the patient vector.
-        schema: Tasks, their parents, and their prevalence on train, which is where the biases start.
-        dropout: Share of the adapter's units that is dropped in training.
-    """
-
-    def __init__(self, width: int, schema: RecordSchema, dropout: float) -> None:
-        super().__init__()
-        self.parents = schema.parents
-        self.adapters = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
-            for _ in schema.tasks
-        )
-        self.direct = nn.ModuleList(nn.Linear(width, 1) for _ in schema.tasks)
-        has_parent = any(p is not None for p in self.parents)
-        self.conditional = nn.ModuleList(nn.Linear(width, 1) for _ in schema.tasks) if has_parent else None
-        self.mix = nn.Parameter(torch.zeros(len(schema.tasks))) if has_parent else None
-        rates = [min(max(t.prevalence if t.prevalence is not None else 0.5, 1e-3), 1 - 1e-3) for t in schema.tasks]
-        for k, (head, rate) in enumerate(zip(self.direct, rates, strict=True)):
-            nn.init.constant_(head.bias, math.log(rate / (1 - rate)))  # type: ignore[arg-type]
-            parent = self.parents[k]
-            if self.conditional is not None and parent is not None:
-                given = min(max(rate / rates[parent], 1e-3), 1 - 1e-3)
-                nn.init.constant_(self.conditional[k].bias, math.log(given / (1 - given)))  # type: ignore[arg-type]
-
-    def forward(self, patient: Tensor) -> Tensor:
-        """Turn patient vectors [B, D] into logits [B, K]."""
-        adapted = [adapter(patient) for adapter in self.adapters]
-        direct = torch.cat([head(a) for head, a in zip(self.direct, adapted, strict=True)], dim=1)
-        if self.conditional is None or self.mix is None:
-            return direct
-        conditional = torch.cat([head(a) for head, a in zip(self.conditional, adapted, strict=True)], dim=1)
-        # heads of tasks without a parent take no part; × 0 gives them a gradient on every device
-        joined = join_unused(hierarchical(direct, conditional, self.mix, self.parents), [conditional])
-        return joined
-
-
 class MultimodalOutcomeModule(LightningModule):
     """Predicts K binary outcomes of a patient from whichever modalities were observed.
 
@@ -122,8 +83,9 @@ class MultimodalOutcomeModule(LightningModule):
         auxiliary_weights: λ_t by term of the fusion, 0 where not given.
         pretrain_epochs: Epochs on the auxiliary part alone.
         anneal_epochs: Epochs over which a falls to 0; None keeps a = 1.
+        linear_precision: Precision of the prior of `LinearEvidence`, in samples; None leaves it out.
         lr: Learning rate of AdamW at its highest.
-        weight_decay: Of matrices; biases, norms and single vectors are not decayed.
+        weight_decay: Of matrices; biases, norms, single vectors and the linear evidence are not decayed.
         warmup: Share of the steps over which the learning rate rises from 0.
         lr_floor: Share of `lr` at which the cosine ends.
 
@@ -148,6 +110,7 @@ class MultimodalOutcomeModule(LightningModule):
         auxiliary_weights: dict[str, float] | None = None,
         pretrain_epochs: int = 0,
         anneal_epochs: int | None = None,
+        linear_precision: float | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
         warmup: float = 0.05,
@@ -167,6 +130,7 @@ class MultimodalOutcomeModule(LightningModule):
         self.auxiliary_weights = dict(auxiliary_weights or {})
         self.rectifier = Rectifier(self.schema.task_names)
         self.heads: OutcomeHeads | None = None
+        self.linear: LinearEvidence | None = None
         self._collected: dict[str, _Collected] = {}
         self.register_buffer(
             "_weights",
@@ -186,6 +150,8 @@ class MultimodalOutcomeModule(LightningModule):
         shape = FusionShape(hparams["width"], self.schema.names, inputs, len(self.schema.tasks))
         self.fusion: Fusion = build_part(hparams["fusion"], Fusion, shape)
         self.heads = OutcomeHeads(hparams["width"], self.schema, hparams["dropout"])
+        if hparams["linear_precision"] is not None:
+            self.linear = LinearEvidence(inputs, self.schema, hparams["linear_precision"])
 
     def _encoder(self, modality: Modality) -> Encoder:
         chosen = self.hparams["encoders"]
@@ -201,9 +167,12 @@ class MultimodalOutcomeModule(LightningModule):
         assert self.heads is not None, "configure_model() was not called"
         encoded = encode(self.encoders, batch)
         fused = self.fusion(encoded)
-        logits = (
-            self.heads(fused.patient) if fused.logits is None else join_unused(fused.logits, self.heads.parameters())
-        )
+        if fused.logits is None:
+            logits = self.heads(fused.patient)
+        else:
+            logits = join_unused(fused.logits, self.heads.parameters())
+        if self.linear is not None:
+            logits = self.linear(encoded, logits)
         return encoded, fused, logits
 
     @property
@@ -238,6 +207,8 @@ class MultimodalOutcomeModule(LightningModule):
         terms = {f"loss_{task}": losses[k].detach() for k, task in enumerate(self.schema.task_names)}
         if not self.training:
             return StepResult(logits, outcome, terms, fused)
+        if self.linear is not None:
+            outcome = outcome + self.linear.penalty()
         share = self.auxiliary_share
         wanted = {name: weight for name, weight in self.auxiliary_weights.items() if weight and share}
         loss = join_unused(outcome.new_zeros(()), [logits]) if self.pretraining else outcome
@@ -349,8 +320,10 @@ class MultimodalOutcomeModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine down to `lr_floor`, per step."""
         hparams = self.hparams
-        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        # the linear evidence has a prior of its own
+        decays = {n: p.ndim > 1 and not n.startswith("linear.") for n, p in self.named_parameters() if p.requires_grad}
+        named = dict(self.named_parameters())
+        decayed, others = ([named[n] for n, d in decays.items() if d is wanted] for wanted in (True, False))
         groups = [{"params": decayed, "weight_decay": hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
         steps = max(1, int(self.trainer.estimated_stepping_batches))

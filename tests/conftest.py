@@ -15,9 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 
 from mmnar_lightning.records import Modality, RecordDataModule, RecordSchema, Task, write_store
+
+# the tensors of tests are small: threads cost more than they bring, above all on a busy machine
+torch.set_num_threads(1)
 
 VITALS = ("heart_rate", "resp_rate", "spo2", "temperature", "sbp", "gcs")
 LABS = ("lactate", "creatinine", "sodium", "albumin", "troponin")

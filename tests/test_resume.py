@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,20 @@ def left(run_dir: Path) -> dict[str, Any]:
     found = {}
     for name in ("last", "best"):
         checkpoint = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        found[name] = plain({key: checkpoint[key] for key in kept}, str(run_dir))
+        found[name] = plain({key: checkpoint[key] for key in kept})
     return found
 
 
-def plain(value: Any, folder: str) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return str(value.dtype), list(value.shape), value.contiguous().view(-1).view(torch.uint8).tolist()
     if isinstance(value, dict):
         # the score of the last validation is shown to people only, and not restored
-        return {plain(k, folder): plain(v, folder) for k, v in value.items() if k != "current_score"}
+        return {plain(k): plain(v) for k, v in value.items() if k != "current_score"}
     if isinstance(value, (list, tuple)):
-        return [plain(v, folder) for v in value]
-    return value.replace(folder, "RUN") if isinstance(value, str) else value
+        return [plain(v) for v in value]
+    # where the run lies is no part of it
+    return re.sub(r"^/.*/checkpoints", "checkpoints", value) if isinstance(value, str) else value
 
 
 def keyed(trace: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -44,7 +44,7 @@ class EICUExtractor:
     lab_delay: float = 0.0
 
     dataset = "eicu"
-    version = "2"
+    version = "3"
     data_use = "PhysioNet Credentialed Health Data License 1.5.0 (eICU-CRD), ODbL 1.0 (eICU-CRD Demo)"
 
     def __post_init__(self) -> None:

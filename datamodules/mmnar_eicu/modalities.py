@@ -106,8 +106,13 @@ def vitals(source: Source) -> pl.DataFrame:
 def labs(source: Source) -> pl.DataFrame:
     """``labs``: statistics of lab results in the window."""
     spec, listed = tables.lab(), catalogue("labs")
-    late_enough = (pl.col("hours_before") * 60).round() >= source.lab_delay
-    frame = source.known(spec).filter(late_enough, pl.col("labresult").is_not_null())
+    # whole minutes from becoming known to the prediction time: the later of both offsets was rounded down, too
+    since_known = (pl.col("hours_before") * 60).round() - (pl.col("available") - pl.col("labresultoffset"))
+    frame = source.known(spec)
+    if source.lab_delay:
+        held = frame.select((since_known < source.lab_delay).sum()).collect(engine="streaming").item()
+        source.log.add(spec.name, "held back beyond the prediction time by lab_delay", held)
+    frame = frame.filter(since_known >= source.lab_delay, pl.col("labresult").is_not_null())
     # Units were checked when the table was scanned.
     rows = listed.apply(frame, "labname", "labresult", "labmeasurenamesystem", source.log, "lab", "count")
     return measured(rows, listed.variables)

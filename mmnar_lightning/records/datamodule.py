@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "calibration", "test"]
 # part of the key of derived data: raise it when fitting changes, so that older derived data are not read
-FITTING = 2
+FITTING = 3
 
 
 class RecordDataModule(LightningDataModule):

@@ -47,7 +47,7 @@ def fit_schema(
     fit = {"vector": _fit_vector, "series": _fit_series, "codes": _fit_codes}
     fitted = [fit[m.kind](store, m, inside, patient, min_patients) if m.kind in fit else m for m in schema.modalities]
     tasks = tuple(_fit_task(store, t, train) for t in schema.tasks)
-    return RecordSchema(tuple(fitted), tasks, _frequent_patterns(store, schema, train))
+    return RecordSchema(tuple(fitted), tasks, _frequent_patterns(store, schema, train), len(train))
 
 
 def _frequent_patterns(store: RecordStore, schema: RecordSchema, train: np.ndarray[Any, Any]) -> tuple[int, ...]:

@@ -78,6 +78,7 @@ class RecordSchema:
         modalities: At most 62, with distinct names.
         tasks: At least one, with distinct names; a parent stands before its children.
         patterns: Ids of the most frequent availability patterns of train, most frequent first; empty in a store.
+        samples: Number of training samples that it was fitted on; 0 in a store.
 
     Raises:
         ValueError: If names repeat, a parent is missing or stands after its child, or there are too many modalities.
@@ -86,6 +87,7 @@ class RecordSchema:
     modalities: tuple[Modality, ...]
     tasks: tuple[Task, ...]
     patterns: tuple[int, ...] = ()
+    samples: int = 0
 
     def __post_init__(self) -> None:
         names = [m.name for m in self.modalities]
@@ -154,6 +156,7 @@ class RecordSchema:
             ],
             "tasks": [dict(t) for t in described["tasks"]],
             "patterns": list(self.patterns),
+            "samples": self.samples,
         }
 
     @classmethod
@@ -169,7 +172,7 @@ class RecordSchema:
             ]
             modalities = tuple(Modality(**m) for m in listed)
             tasks = tuple(Task(**t) for t in described["tasks"])
-            return cls(modalities, tasks, tuple(described.get("patterns", ())))
+            return cls(modalities, tasks, tuple(described.get("patterns", ())), int(described.get("samples", 0)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record schema: {error}") from error
 

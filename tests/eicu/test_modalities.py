@@ -77,8 +77,17 @@ def test_labs_of_an_extract_floored_to_the_hour_are_held_back(extract: Any, made
     extract.stay()
     lab(extract, 1, 1380, 1.0)
     lab(extract, 1, 1440, 2.0)
-    assert made(extract, lab_delay=59).value("labs", "creatinine_last") == 1.0
+    held = made(extract, lab_delay=59)
+    assert held.value("labs", "creatinine_last") == 1.0
+    assert held.counts["lab", "held back beyond the prediction time by lab_delay"] == 1
     assert made(extract).value("labs", "creatinine_last") == 2.0
+
+
+@pytest.mark.parametrize(("revised", "known"), [(1380, True), (1381, True), (1382, False), (1440, False)])
+def test_a_floored_revision_is_held_back_too(extract: Any, made: Any, revised: int, known: bool) -> None:
+    extract.stay()
+    lab(extract, 1, 600, 1.5, revised=revised)
+    assert (made(extract, lab_delay=59).value("labs", "creatinine_last") is not None) == known
 
 
 def test_a_lab_unit_that_nobody_knows_is_an_error(extract: Any, made: Any) -> None:
