@@ -1,10 +1,10 @@
 """Time and memory of `mmnar prepare` on eICU extracts, beside decompressing the same files in the same run.
 
 Run: ``python benchmarks/prepare_eicu.py [--root EXTRACT] [--patients 500 2000 8000] [--rounds 3]``. A round is in turn:
-decompressing the files with ``gzip -dc``; each cohort into an empty folder of stores; the other cohort where the first
-left its checked tables; and a `prepare` whose store is there, which is what a process costs before it does anything.
-Seconds depend on the machine and on what else it does: read the ratios. The least of all rounds is kept, since other
-work only ever slows one down.
+``gzip -dc`` of the files; each cohort into an empty folder of stores; the second where the first left its checked
+tables; and a `prepare` whose store is there, which is what a process costs before it does anything. Seconds are of the
+wall and of the processor. They depend on the machine and on what else it does: read the ratios, which are of processor
+time. The least of all rounds is kept, since other work only ever slows one down.
 """
 
 from __future__ import annotations
@@ -30,86 +30,81 @@ from mmnar_eicu.simulate import simulate
 COHORTS = ("landmark", "unit_discharge")
 # The process reads its own mark: what its parent reads from wait4 also holds the parent's size at the fork.
 PREPARE = """
-import sys
+import sys, time
 from pathlib import Path
 from mmnar_lightning.__main__ import main
 status = main(["prepare", "--config", sys.argv[1]])
 marks = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
-Path(sys.argv[2]).write_text(marks[0].split()[1])
+Path(sys.argv[2]).write_text(f"{time.process_time()} {int(marks[0].split()[1]) / 1024}")
 sys.exit(status)
 """
 
 
-def decompress(root: Path) -> float:
-    """Seconds that gzip takes for the files that `prepare` reads."""
+def decompress(root: Path) -> dict[str, float]:
+    """What gzip takes for the files that `prepare` reads."""
     names = {spec.file.lower() for spec in EICUExtractor().tables()}
     files = [path for path in sorted(root.glob("*.csv.gz")) if path.name.lower().removesuffix(".csv.gz") in names]
-    start = time.perf_counter()
+    before, start = os.times(), time.perf_counter()
     subprocess.run(["gzip", "-dc", *files], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    wall, after = time.perf_counter() - start, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall": wall, "cpu": cpu}
 
 
-def prepare(root: Path, stores: Path, cohort: str) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of one `mmnar prepare`, in a process of its own."""
+def prepare(root: Path, stores: Path, cohort: str) -> dict[str, float]:
+    """What one `mmnar prepare` takes in a process of its own: seconds of wall and processor, peak memory in MiB."""
     config, mark = stores.parent / "config.yaml", stores.parent / "mark"
     data = {"root": str(root.resolve()), "store": str(stores), "cohort": cohort}
     config.write_text(yaml.safe_dump({"data": {"class_path": "EICUDataModule", "init_args": data}}))
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", PREPARE, config, mark], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    wall = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(done.stderr.splitlines()[-1])
-    return seconds, int(mark.read_text()) / 1024
+    cpu, peak = map(float, mark.read_text().split())
+    return {"wall": wall, "cpu": cpu, "peak_mib": peak}
 
 
-def one_round(root: Path) -> dict[str, float]:
-    """Seconds (``s``) and peaks (``mib``) by what was done."""
-    found = {"gzip/s": decompress(root)}
-    for cohort in COHORTS:
-        with tempfile.TemporaryDirectory() as folder:
-            stores = Path(folder) / "stores"
-            other = next(name for name in COHORTS if name != cohort)
-            for what, name in (("", cohort), ("/after the other cohort", other), ("/store is there", cohort)):
-                found[f"{name}{what}/s"], found[f"{name}{what}/mib"] = prepare(root, stores, name)
+def one_round(root: Path) -> dict[str, dict[str, float]]:
+    """What each thing takes, once."""
+    first, second = COHORTS
+    found = {"gzip": decompress(root)}
+    with tempfile.TemporaryDirectory() as folder:
+        found[first] = prepare(root, Path(folder) / "stores", first)
+        found[f"{second}_after_{first}"] = prepare(root, Path(folder) / "stores", second)
+        found["nothing_to_do"] = prepare(root, Path(folder) / "stores", second)
+    with tempfile.TemporaryDirectory() as folder:
+        found[second] = prepare(root, Path(folder) / "stores", second)
     return found
 
 
 def measure(root: Path, rounds: int) -> dict[str, Any]:
-    """The least of several rounds, and ratios of those."""
+    """The least seconds and the highest peak of several rounds, and processor time as a multiple of gzip's."""
     every = [one_round(root) for _ in range(rounds)]
-    least = {what: min(found[what] for found in every) for what in every[0]}
-    start = min(least[f"{cohort}/store is there/s"] for cohort in COHORTS)
-    ratios: dict[str, Any] = {}
+    found: dict[str, dict[str, float]] = {}
+    for what in every[0]:
+        best = {key: round(min(one[what][key] for one in every), 3) for key in ("wall", "cpu")}
+        peaks = {"peak_mib": round(max(one[what]["peak_mib"] for one in every))} if what != "gzip" else {}
+        found[what] = {**best, **peaks}
+    gzip, start = found["gzip"]["cpu"], found["nothing_to_do"]["cpu"]
     for cohort in COHORTS:
-        ratios[cohort] = {
-            "seconds": round(least[f"{cohort}/s"], 2),
-            "peak_mib": round(max(found[f"{cohort}/mib"] for found in every)),
-            "seconds_after_the_other_cohort": round(least[f"{cohort}/after the other cohort/s"], 2),
-            "over_gzip": round(least[f"{cohort}/s"] / least["gzip/s"], 1),
-            "over_gzip_without_starting": round((least[f"{cohort}/s"] - start) / least["gzip/s"], 1),
-        }
+        found[cohort]["cpu_over_gzip"] = round(found[cohort]["cpu"] / gzip, 1)
+        found[cohort]["cpu_over_gzip_without_starting"] = round((found[cohort]["cpu"] - start) / gzip, 1)
     size = sum(path.stat().st_size for path in root.glob("*.csv.gz"))
-    return {
-        "compressed_mib": round(size / 2**20, 1),
-        "gzip_seconds": round(least["gzip/s"], 3),
-        "seconds_of_a_prepare_with_nothing_to_do": round(start, 2),
-        "cohorts": ratios,
-    }
+    return {"compressed_mib": round(size / 2**20, 1), **found}
 
 
 def growth(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """How much more each extract takes than the smallest."""
+    """How many times more each extract takes than the smallest."""
     names = sorted(found, key=int)
     first = found[names[0]]
     grown: dict[str, Any] = {}
     for name in names[1:]:
-        ratios: dict[str, float] = {"patients": int(name) / int(names[0])}
+        ratios = {"patients": int(name) / int(names[0]), "gzip/cpu": found[name]["gzip"]["cpu"] / first["gzip"]["cpu"]}
         for cohort in COHORTS:
-            these, those = found[name]["cohorts"][cohort], first["cohorts"][cohort]
-            for what in ("seconds", "peak_mib"):
-                ratios[f"{cohort}/{what}"] = round(these[what] / those[what], 2)
-        ratios["gzip_seconds"] = round(found[name]["gzip_seconds"] / first["gzip_seconds"], 2)
-        grown[name] = ratios
+            for what in ("wall", "cpu", "peak_mib"):
+                ratios[f"{cohort}/{what}"] = found[name][cohort][what] / first[cohort][what]
+        grown[name] = {what: round(ratio, 2) for what, ratio in ratios.items()}
     return grown
 
 

@@ -118,6 +118,8 @@ class MultimodalOutcomeModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        # by it Lightning would have jsonargparse build the parts; they are plain types, which `__init__` takes
+        self.hparams.pop("_instantiator", None)
         # from Python these are classes or partials, which a checkpoint must not hold
         self.hparams["fusion"] = as_part(self.hparams["fusion"])
         self.hparams["encoders"] = {name: as_part(part) for name, part in (self.hparams["encoders"] or {}).items()}

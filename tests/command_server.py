@@ -120,6 +120,7 @@ def arrange_end(end: dict[str, Any]) -> None:
 
 def child(process: dict[str, Any]) -> int:
     """Be the process that is asked for; returns its exit status."""
+    signal.alarm(300)  # whoever hangs does so no longer than a test may take
     out = os.open(process["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)
