@@ -67,8 +67,15 @@ docs: $(STAMP) ## Build the documentation into site/; any warning fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "==> open site/index.html"
 
-bench: $(STAMP) ## Run the speed and memory benchmarks; each writes JSON under benchmarks/
-	@for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER adds those on an eICU extract
+	@echo "==> benchmarks/loading.py"
+	@$(BIN)/python benchmarks/loading.py
+ifdef EICU
+	@echo "==> benchmarks/prepare_eicu.py"
+	@$(BIN)/python benchmarks/prepare_eicu.py --root $(EICU)
+	@echo "==> benchmarks/eicu_folds.py"
+	@$(BIN)/python benchmarks/eicu_folds.py --root $(EICU) --data.init_args.splits.split_seed 1
+endif
 
 clean: ## Remove what builds and tools leave behind, and the demo (never .venv, stores/ or runs/)
 	@rm -rf site build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -42,9 +42,10 @@ class MetricSummary(Callback):
             for k, v in trainer.callback_metrics.items()
             if k.startswith(f"{stage}/")
         }
+        # `log_dir` is broadcast: every process must ask
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero or not found:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(folder / f"metrics-{stage}.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
         schema: Any = pl_module.schema
