@@ -13,15 +13,12 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # a config names the classes of these rooms by their bare names, which works for imported ones
-import mmnar_lightning.callbacks
-import mmnar_lightning.encoders
-import mmnar_lightning.fusion
 from mmnar_lightning import __version__
 from mmnar_lightning.callbacks import AtomicCheckpointIO
 from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
@@ -31,7 +28,15 @@ from mmnar_lightning.records import RecordDataModule
 log = logging.getLogger(__name__)
 
 # what may differ between a run and its continuation: where and how it runs, not what is learned from what
-FREE_ON_RESUME = ("trainer", "run_dir", "resume", "ckpt_path", "config", "data.init_args.root", "data.init_args.store")
+FREE_ON_RESUME: tuple[str, ...] = (
+    "trainer",
+    "run_dir",
+    "resume",
+    "ckpt_path",
+    "config",
+    "data.init_args.root",
+    "data.init_args.store",
+)
 FREE_ON_RESUME += ("data.init_args.workers", "data.init_args.predict_splits", "weights_only")
 
 
@@ -56,8 +61,12 @@ class MultimodalCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder, and link what the data hold to the model."""
-        parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of the run: config, logs, checkpoints")
-        parser.add_argument("--resume", type=str, default="never", help="fit: 'auto' continues the run in run_dir or starts it")
+        parser.add_argument(
+            "--run_dir", type=str, default="runs/default", help="Folder of the run: config, logs, checkpoints"
+        )
+        parser.add_argument(
+            "--resume", type=str, default="never", help="fit: 'auto' continues the run in run_dir or starts it"
+        )
         parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -107,7 +116,9 @@ class MultimodalCLI(LightningCLI):
             kept = [self._run_dir / "checkpoints" / f"{name}.ckpt" for name in names]
             path = next((str(p) for p in kept if p.is_file()), None)
         if path is None or not Path(path).is_file():
-            raise ValueError(f"no checkpoint in {self._run_dir}/checkpoints; fit first, or give --ckpt_path or --run_dir")
+            raise ValueError(
+                f"no checkpoint in {self._run_dir}/checkpoints; fit first, or give --ckpt_path or --run_dir"
+            )
         config.ckpt_path = str(path)
         stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
         class_path = stored.pop("_class_path", None) or f"{MultimodalOutcomeModule.__module__}.MultimodalOutcomeModule"
@@ -115,7 +126,9 @@ class MultimodalCLI(LightningCLI):
         given = config.model.get("init_args", {})
         differing = [k for k, v in init_args.items() if k in given and _plain({k: given[k]}) != _plain({k: v})]
         if differing:
-            warnings.warn(f"the checkpoint's model is used; ignored of the config: {', '.join(differing)}", stacklevel=2)
+            warnings.warn(
+                f"the checkpoint's model is used; ignored of the config: {', '.join(differing)}", stacklevel=2
+            )
         parser = self._parser(self.subcommand)
         described = {"model": {"class_path": class_path, "init_args": init_args}}
         config.model = parser.parse_object(described, config, defaults=False).model
@@ -173,6 +186,8 @@ def run(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # a run has one folder, which a continuation finds as it left it
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # every process computes the metrics of an epoch from the rows of all
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
     load_plugins()

@@ -40,7 +40,7 @@ class StepResult:
 
     Args:
         logits: float [B, K].
-        loss: Scalar to minimise; in evaluation the outcomes' part alone.
+        loss: Scalar to minimise.
         terms: Named parts of the loss, unweighted, detached.
         fused: What the fusion made.
     """
@@ -207,8 +207,6 @@ class MultimodalOutcomeModule(LightningModule):
         losses = self.outcome_losses(logits, batch)
         outcome = (losses * self._weights).sum()  # type: ignore[operator]
         terms = {f"loss_{task}": losses[k].detach() for k, task in enumerate(self.schema.task_names)}
-        if not self.training:
-            return StepResult(logits, outcome, terms, fused)
         if self.linear is not None:
             outcome = outcome + self.linear.penalty()
         share = self.auxiliary_share
@@ -245,7 +243,7 @@ class MultimodalOutcomeModule(LightningModule):
 
     def predict_step(self, batch: PatientBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return `raw` and `rectified` probabilities [B, K] with `sample`, `pattern`, `targets` and `labelled`."""
-        logits = self._shared_step(batch).logits.float()
+        logits = self(batch).float()
         pattern = pattern_id(batch.observed)
         return {
             "sample": batch.sample,
@@ -261,7 +259,8 @@ class MultimodalOutcomeModule(LightningModule):
         return self.rectifier.probabilities(logits, pattern)
 
     def _collect(self, stage: str, batch: PatientBatch) -> None:
-        self._collected.setdefault(stage, _Collected()).add(self._shared_step(batch).logits, batch)
+        # no loss here: its counts are all-reduced, and devices may have different numbers of batches
+        self._collected.setdefault(stage, _Collected()).add(self(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Fit the rectifier on calibration A, then log metrics of val, raw and rectified."""

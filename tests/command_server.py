@@ -4,9 +4,9 @@ python command_server.py, then a JSON line on stdin for each group of processes 
 [{"arguments": [...], "out": FILE, "trace": FILE, "environment": {...}, "end": {...} | null, "strict": true}, ...].
 The answer is a JSON line: the exit statuses, negative for a signal.
 
-`end` is how a process is ended: {"seconds": s} kills it after s seconds; {"moment": m, "count": n, "how": h} ends it when
-the moment comes for the n-th time, by "kill" (SIGKILL), "raise" (an error) or "interrupt" (Ctrl-C). `trace` gets a JSON
-line for each training step and validation, with floats in hexadecimal, written at once.
+`end` is how a process is ended: {"seconds": s} kills it after s seconds; {"moment": m, "count": n, "how": h} ends it
+when the moment comes for the n-th time, by "kill" (SIGKILL), "raise" (an error) or "interrupt" (Ctrl-C). `trace` gets
+a JSON line for each training step and validation, with floats in hexadecimal, written at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from jsonargparse import _deprecated
 
 import mmnar_lightning.cli
 from mmnar_lightning.__main__ import main
-from mmnar_lightning.callbacks import checkpointing
 from mmnar_lightning.commands import _config
 from mmnar_lightning.module import MultimodalOutcomeModule
 
@@ -45,7 +44,7 @@ HOOKS = {
 }
 
 
-class Ended(RuntimeError):
+class EndedError(RuntimeError):
     """What a process is ended by."""
 
 
@@ -94,7 +93,7 @@ def arrange_end(end: dict[str, Any]) -> None:
             return
         if end["how"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise KeyboardInterrupt if end["how"] == "interrupt" else Ended("ended by the test")
+        raise KeyboardInterrupt if end["how"] == "interrupt" else EndedError("ended by the test")
 
     if end["moment"] in HOOKS:
         around(MultimodalOutcomeModule, HOOKS[end["moment"]], strike, lambda *_: None)
@@ -109,7 +108,7 @@ def arrange_end(end: dict[str, Any]) -> None:
             strike()
             save(checkpoint, file)
 
-        checkpointing.torch.save = half  # type: ignore[assignment]
+        torch.save = half  # type: ignore[assignment]
         return
     if end["moment"] in ("rename", "renamed"):  # before or after a file takes its final place
         nothing: Callable[..., None] = lambda *_: None  # noqa: E731
@@ -120,7 +119,7 @@ def arrange_end(end: dict[str, Any]) -> None:
 
 def child(process: dict[str, Any]) -> int:
     """Be the process that is asked for; returns its exit status."""
-    signal.alarm(300)  # whoever hangs does so no longer than a test may take
+    signal.alarm(150)  # whoever hangs does so no longer than a test may take
     out = os.open(process["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)

@@ -69,7 +69,10 @@ def test_the_module_runs_as_a_program() -> None:
 
 BAD_ARGUMENTS = {
     "unknown option of the data": (["--data.init_args.colour", "red"], "Option 'colour' is not accepted"),
-    "unknown option of a part": (["--model.init_args.fusion.init_args.colour", "red"], "Option 'colour' is not accepted"),
+    "unknown option of a part": (
+        ["--model.init_args.fusion.init_args.colour", "red"],
+        "Option 'colour' is not accepted",
+    ),
     "unknown option": (["--colour", "red"], "unrecognized arguments: --colour red"),
     "a word for a number": (["--trainer.max_epochs", "many"], "trainer.max_epochs.*many"),
     "unknown choice": (["--model.init_args.loss", "hinge"], "loss.*'bce', 'focal'"),
@@ -78,7 +81,10 @@ BAD_ARGUMENTS = {
     "unknown config": (["--config", "nothing"], "no config file 'nothing'; those that ship: .*eicu"),
     "unknown resume": (["--resume", "maybe"], "'maybe' is not one of auto, never"),
     "unknown modality": (["--data.init_args.modalities", "[films]"], "no modality 'films'; there are: vitals, labs"),
-    "unknown task weight": (["--model.init_args.task_weights.flu", "1"], "task_weights: 'flu' unknown; there are: death"),
+    "unknown task weight": (
+        ["--model.init_args.task_weights.flu", "1"],
+        "task_weights: 'flu' unknown; there are: death",
+    ),
     "unknown auxiliary term": (["--model.init_args.auxiliary_weights.magic", "1"], "'magic' unknown; there are: recon"),
     "no such root": (["--data.init_args.root", "nowhere"], "nowhere"),
     "test fold": (["--data.init_args.splits.test_fold", "5"], "test_fold 5 of 5 folds"),
@@ -138,7 +144,9 @@ def test_configs_are_found_in_an_installed_package_too(tmp_path: Path, monkeypat
     package = tmp_path / "site-packages" / "mmnar_lightning"
     shutil.copytree(Path(_config.__file__).parent, package / "commands")
     root = Path(__file__).parents[1]
-    wheel = __import__("tomllib").loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    wheel = __import__("tomllib").loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
     for source, target in wheel["force-include"].items():
         shutil.copytree(root / source, tmp_path / "site-packages" / target)
     spec = spec_from_file_location("installed_config", package / "commands" / "_config.py")
@@ -161,9 +169,7 @@ def run_dir(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def test_a_run_is_never_started_afresh_over_another(
-    mmnar: Any, own_tables: Path, trained: Path, run_dir: Path
-) -> None:
+def test_a_run_is_never_started_afresh_over_another(mmnar: Any, own_tables: Path, trained: Path, run_dir: Path) -> None:
     before = {p.name: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     done = fit(mmnar, own_tables, trained.parent / "stores", run_dir)
     assert done.status == 1
@@ -205,14 +211,23 @@ def test_a_run_is_continued_with_more_epochs_from_a_store_that_was_moved(
     mmnar: Any, own_tables: Path, trained: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     stores = shutil.copytree(trained.parent / "stores", tmp_path / "moved")
-    extra = ("--trainer.max_epochs", "4", "--trainer.log_every_n_steps", "2", "--data.init_args.predict_splits", "[test]")
+    extra = (
+        "--trainer.max_epochs",
+        "4",
+        "--trainer.log_every_n_steps",
+        "2",
+        "--data.init_args.predict_splits",
+        "[test]",
+    )
     done = fit(mmnar, own_tables, stores, run_dir, "--resume", "auto", *extra)
     assert done.status == 0, done.out
     assert [r["validation"] for r in done.trace if "validation" in r] == [3]
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
 
 
-def evaluate(mmnar: Any, command: str, root: Path, trained: Path, run_dir: Path, *arguments: Any, **options: Any) -> Any:
+def evaluate(
+    mmnar: Any, command: str, root: Path, trained: Path, run_dir: Path, *arguments: Any, **options: Any
+) -> Any:
     data = ("--data.init_args.root", root, "--data.init_args.store", trained.parent / "stores")
     checkpoint = ("--ckpt_path", trained / "checkpoints" / "best.ckpt")
     return mmnar(command, "--config", CONF, *data, *checkpoint, "--run_dir", run_dir, *arguments, **options)
@@ -282,7 +297,12 @@ def test_a_store_without_a_modality_and_an_item_is_seen_through_the_checkpoints_
     assert done.status == 0, done.out
     assert "trained on another store" in done.out
     found, usual = (pl.read_parquet(folder / "predictions.parquet") for folder in (tmp_path / "run", trained))
-    names = [m["name"] for m in torch.load(trained / "checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]["schema"]["modalities"]]
+    names = [
+        m["name"]
+        for m in torch.load(trained / "checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]["schema"][
+            "modalities"
+        ]
+    ]
     bit = 1 << names.index("labs")
     assert ((usual["pattern"] & bit) > 0).any()
     assert (found["pattern"] == (usual["pattern"] & ~bit)).all(), "without labs, and nothing else"
@@ -324,7 +344,10 @@ def test_hyper_parameters_of_a_cli_checkpoint_are_plain(trained: Path) -> None:
     stored = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["hyper_parameters"]
     json.dumps(stored)
     assert "_instantiator" not in stored, "jsonargparse would hand parts over as partials"
-    assert stored["fusion"] == {"class_path": "mmnar_lightning.fusion.MMNARFusion", "init_args": stored["fusion"]["init_args"]}
+    assert stored["fusion"] == {
+        "class_path": "mmnar_lightning.fusion.MMNARFusion",
+        "init_args": stored["fusion"]["init_args"],
+    }
     assert stored["encoders"] == {}
 
 

@@ -32,7 +32,9 @@ def test_a_shipped_config_says_what_it_is_for_and_is_parsed(path: Path, mmnar: A
     assert done.status == 0, done.out
     printed = yaml.safe_load(done.out)
     described = yaml.safe_load(path.read_text())
-    assert printed["trainer"]["max_epochs"] == described.get("trainer", {}).get("max_epochs", printed["trainer"]["max_epochs"])
+    assert printed["trainer"]["max_epochs"] == described.get("trainer", {}).get(
+        "max_epochs", printed["trainer"]["max_epochs"]
+    )
     for word in path.read_text().split():
         assert not word.startswith("/"), "no config holds a path of somebody's machine"
 

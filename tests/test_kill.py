@@ -41,7 +41,7 @@ def whole(mmnar: Any, extract: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def check(mmnar: Any, extract: Path, stores: Path, whole: dict[str, str], end: dict[str, Any]) -> bool:
-    killed = prepare(mmnar, extract, stores, end=end).status == -9
+    killed: bool = prepare(mmnar, extract, stores, end=end).status == -9
     done = prepare(mmnar, extract, stores)
     assert done.status == 0, done.out
     assert hashes(stores) == whole

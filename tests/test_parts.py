@@ -60,7 +60,7 @@ def test_a_class_that_only_exists_here_is_refused() -> None:
 
 def test_a_class_of_main_is_refused() -> None:
     made = type("Mine", (ConcatFusion,), {"__module__": "__main__"})
-    with pytest.raises(ValueError, match="Mine is defined in __main__.*move it to a module"):
+    with pytest.raises(ValueError, match=r"Mine is defined in __main__.*move it to a module"):
         as_part(made)
     with pytest.raises(ValueError, match="defined in __main__"):
         as_part(partial(made))

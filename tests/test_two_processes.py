@@ -66,7 +66,8 @@ def test_two_processes_do_what_one_does(
     np.testing.assert_allclose(np.mean([steps(d.trace) for d in fitted], axis=0), steps(one.trace), rtol=1e-5)
     assert len(steps(one.trace)) == 3
     weights, expected = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (tmp_path / "run", folder)
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (tmp_path / "run", folder)
     )
     for name, tensor in expected.items():
         if isinstance(tensor, torch.Tensor):
@@ -88,9 +89,7 @@ def test_two_processes_do_what_one_does(
 
 
 @pytest.mark.slow
-def test_mmnar_starts_its_second_process_itself_and_resumes(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_mmnar_starts_its_second_process_itself_and_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("mmnar")
     if not program.exists():
         pytest.skip("the program `mmnar` is not installed beside this Python")

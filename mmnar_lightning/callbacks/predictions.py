@@ -57,6 +57,8 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             shards = [own] * trainer.world_size
             torch.distributed.all_gather_object(shards, own)
+        # `log_dir` is broadcast: every process must ask
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -66,9 +68,7 @@ class PredictionWriter(Callback):
         frame = frame.join(_people(data), on="sample", how="left", maintain_order="left")
         front = ["sample", "patient", "site", "split", "pattern"]
         frame = frame.select(*front, *(c for c in frame.columns if c not in front))
-        path = (
-            Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "predictions.parquet"
-        )
+        path = Path(self.path) if self.path else folder / "predictions.parquet"
         schema: Any = pl_module.schema
         fingerprint = hashlib.sha256(json.dumps(schema.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         _write(frame, path, {"schema": fingerprint, "store": data.records.fingerprint})

@@ -10,7 +10,7 @@ from typing import Any
 
 def run(arguments: Sequence[str]) -> int:
     """Prepare the store of the `data` section of a config; further sections are not looked at."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
     from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
     from mmnar_lightning.records import RecordDataModule

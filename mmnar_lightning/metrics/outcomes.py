@@ -15,6 +15,8 @@ from mmnar_lightning.metrics.binary import BINARY_METRICS, BinaryMetric, binary_
 from mmnar_lightning.records import pattern_names
 
 PATTERN_METRICS = ("auroc", "auprc", "brier")
+FEWEST = 10
+"""Samples a pattern needs to be reported: a number about fewer could point at someone."""
 WORST_MINIMUM = 10
 """Events and non-events a pattern needs to be called the worst: below, the minimum is of noise."""
 
@@ -30,7 +32,7 @@ class OutcomeMetrics(Metric):
     """Exact metrics of K binary outcomes, over samples whose label is known.
 
     Keys of `compute`: ``{task}/{metric}``; ``{metric}``, the mean over the tasks that have it;
-    ``{task}/pattern/{name}/{metric}`` for AUROC, AUPRC and Brier in the given patterns;
+    ``{task}/pattern/{name}/{metric}`` for AUROC, AUPRC and Brier in the given patterns that have ≥ 10 samples;
     ``{task}/worst_pattern/auroc``, the lowest AUROC of any pattern with ≥ 10 events and ≥ 10 non-events (a minimum of
     noisy numbers: it reads low). What is not defined (no label, or one class where two are needed) has no key, so no
     NaN is logged. Keys depend on the synchronised predictions alone: they are the same on every device. Shards may be
@@ -121,6 +123,8 @@ class OutcomeMetrics(Metric):
         reported = [metric for metric in self.metrics if metric.name in PATTERN_METRICS]
         for identity, word in self.patterns.items():
             rows = pattern == identity
+            if rows.sum() < FEWEST:
+                continue
             values = _values(reported, p[rows], y[rows])
             found |= {f"{task}/pattern/{word}/{name}": value for name, value in values.items()}
         if any(metric.name == "auroc" for metric in self.metrics):

@@ -11,6 +11,8 @@ from mmnar_lightning.rectifier.likelihood import Likelihood, LikelihoodTable, Ro
 from mmnar_lightning.rectifier.patterns import PatternTree, Reduce, keep
 
 COARSE = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
+TAU_SD = 0.5
+"""Scale of the half-normal prior of τ, on the logit scale: from a few events the likelihood alone can say anything."""
 REFINE = ((-0.5, -0.25, 0.0, 0.25, 0.5), (-0.12, -0.06, 0.0, 0.06, 0.12))
 
 
@@ -143,7 +145,7 @@ def _mode(
 
 
 def _criterion(mode: _Mode, tree: PatternTree, tau: tuple[Tensor, Tensor]) -> Tensor:
-    """Restricted Laplace log likelihood of the variances, up to a constant: [G, K]."""
+    """Restricted Laplace log likelihood of the variances with their prior, up to a constant: [G, K]."""
     h = mode.sums.information
     weight = 1 + tau[1] ** 2 * h
     S = tree.by_group(h / weight)
@@ -152,7 +154,8 @@ def _criterion(mode: _Mode, tree: PatternTree, tau: tuple[Tensor, Tensor]) -> Te
     between = _divided((mode.count - mode.centre[:, None]) ** 2, (tau[0] ** 2).expand_as(mode.count))
     fit = mode.sums.likelihood.sum(1) - within.sum(1) / 2 - between.sum(1) / 2
     volume = weight.log().sum(1) + group_weight.log().sum(1) + (S / group_weight).sum(1).clamp(min=1e-300).log()
-    return fit - volume / 2
+    prior = (tau[0] ** 2 + tau[1] ** 2)[:, 0] / (2 * TAU_SD**2)
+    return fit - volume / 2 - prior
 
 
 def _sd(sums: Sums, tree: PatternTree, tau: tuple[Tensor, Tensor]) -> Tensor:

@@ -18,6 +18,8 @@ Rung = Literal["global", "intercepts"]
 RUNGS: tuple[str, ...] = get_args(Rung)
 """The ladder, simplest first."""
 VERSION = 1
+MIN_EVENTS = 10
+"""Events and non-events a task needs: from fewer, a correction is noise that can rank patients worse than no model."""
 LOGIT_LIMIT = 40.0
 """Beyond it a probability is 0 or 1 in float64; an infinite logit must not make an infinite sum."""
 
@@ -269,8 +271,7 @@ def _reason(rows: int, events: int) -> str:
     """Why a task cannot be fitted, or an empty string."""
     if rows == 0:
         return "no labelled calibration rows"
-    if events == 0:
-        return f"no positive label in {rows} calibration rows"
-    if events == rows:
-        return f"no negative label in {rows} calibration rows"
+    fewer, which = min((events, "positive"), (rows - events, "negative"))
+    if fewer < MIN_EVENTS:
+        return f"fewer than {MIN_EVENTS} {which} labels in the calibration rows"
     return ""

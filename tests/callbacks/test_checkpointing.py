@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="cannot write the checkpoint last.ckpt: No space left on device"):
+    with pytest.raises(OSError, match=r"cannot write the checkpoint last\.ckpt: No space left on device"):
         writer.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
@@ -40,7 +40,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path: Path, monkey
 
 def test_random_states_travel_through_a_checkpoint(tmp_path: Path) -> None:
     def draw() -> list[Any]:
-        return [torch.rand(3).tolist(), random.random(), np.random.rand(), np.random.normal()]  # noqa: NPY002
+        return [torch.rand(3).tolist(), random.random(), np.random.rand(), np.random.normal()]
 
     draw()
     torch.save(checkpointing._random_state(), tmp_path / "state.pt")
@@ -69,7 +69,7 @@ def test_the_best_is_chosen_after_pretraining(still: tuple[Path, list[dict[str, 
 
 def test_stopping_counts_no_pretraining(still: tuple[Path, list[dict[str, Any]]]) -> None:
     validations = [r for r in still[1] if "validation" in r]
-    assert len({tuple(sorted(r["metrics"].items())) for r in validations if "val/rectified" not in r}) >= 1
+    assert len({r["metrics"]["val/auroc"] for r in validations}) == 1
     # two of pretraining, the best, and a patience of two
     assert [r["validation"] for r in validations] == [0, 1, 2, 3, 4]
 

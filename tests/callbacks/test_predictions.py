@@ -55,7 +55,7 @@ def test_what_is_known_of_a_sample_is_that_of_the_store(found: pl.DataFrame, dat
     assert found["site"].equals(stored["site"])
     names = [m["name"] for m in data.schema["modalities"]]
     pattern = sum(stored[f"observed/{name}"].cast(pl.Int64) * 2**m for m, name in enumerate(names))
-    assert found["pattern"].equals(pattern, check_names=False)  # type: ignore[arg-type]
+    assert found["pattern"].equals(pattern, check_names=False)
     for task in TASKS:
         label = stored[f"label/{task}"]
         assert found[f"{task}/target"].equals(label), "null where it is unknown"

@@ -21,7 +21,9 @@ def found(trained: Path) -> dict[str, float]:
 def test_metrics_are_those_of_the_predictions(
     task: str, column: str, prefix: str, found: dict[str, float], trained: Path
 ) -> None:
-    rows = pl.read_parquet(trained / "predictions.parquet").filter(pl.col("split") == "test", pl.col(f"{task}/labelled"))
+    rows = pl.read_parquet(trained / "predictions.parquet").filter(
+        pl.col("split") == "test", pl.col(f"{task}/labelled")
+    )
     y, p = rows[f"{task}/target"].to_numpy(), rows[f"{task}/{column}"].to_numpy()
     expected = {
         "auroc": roc_auc_score(y, p),

@@ -66,16 +66,18 @@ def test_the_same_for_the_most_frequent_patterns(tags: set[str], schema: RecordS
     words = {"+".join(pattern_names(p, schema.names)) or "none" for p in schema.patterns}
     assert 0 < len(words) <= 8
     for stage in ("val", "test"):
-        shown = {tag.split("/pattern/")[1].split("/")[0] for tag in tags if tag.startswith(f"{stage}/") and "/pattern/" in tag}
+        shown = {
+            tag.split("/pattern/")[1].split("/")[0]
+            for tag in tags
+            if tag.startswith(f"{stage}/") and "/pattern/" in tag
+        }
         assert shown <= words
         assert "vitals+labs+diagnoses" in shown
     for metric in ("auroc", "auprc", "brier"):
         assert f"val/death/pattern/vitals+labs+diagnoses/{metric}" in tags
 
 
-def test_availability_stands_at_the_start(
-    events: Any, schema: RecordSchema, trained: Path, own_tables: Path
-) -> None:
+def test_availability_stands_at_the_start(events: Any, schema: RecordSchema, trained: Path, own_tables: Path) -> None:
     data = TablesDataModule(own_tables, trained.parent / "stores", splits=SplitSettings(val=0.2, calibration=0.2))
     for k, split in enumerate(("train", "val", "calibration", "test")):
         samples = data.records.samples.filter(pl.Series(data.split == k))
@@ -95,7 +97,9 @@ def test_learning_rate_at_every_step(events: Any, tags: set[str]) -> None:
 
 
 def test_shifts_of_the_rectifier_each_epoch(events: Any, tags: set[str], trained: Path) -> None:
-    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["_extra_state"]["rectifier"]
+    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["_extra_state"][
+        "rectifier"
+    ]
     fitted = [task for task, reason in zip(state["tasks"], state["reasons"], strict=True) if not reason]
     assert "death" in fitted
     for task in fitted:

@@ -43,9 +43,9 @@ What was known at the prediction time (available <= prediction time counts)
 12. Rows of the episode's unit stays count, on the episode's clock (offset + stay start − episode start), * if the stay
     has begun by the prediction time: before that nothing can have been filed under it. Rows of other unit stays of the
     hospital stay (step-down before the ICU, earlier episodes) do not count.
-13. * The window opens 24 hours (1440 minutes, that minute included) before hospital admission, or at the episode's start
-    where that is earlier, and is compared with the event. admissionDrug, pastHistory and note tell of earlier life and
-    have no such bound.
+13. * The window opens 24 hours (1440 minutes, that minute included) before hospital admission, or at the episode's
+    start where that is earlier, and is compared with the event. admissionDrug, pastHistory and note tell of earlier
+    life and have no such bound.
 14. With event and entry column, the later one; entry empty: event + 60; event empty: never. Event column alone: event
     + 60. `admitdxenteredoffset` is an entry time and needs no lag. * medication is the order, at drugorderoffset + 60:
     its start is not used, so need not have come. * physicalExam has no entry time, but in the demo each exam has a note

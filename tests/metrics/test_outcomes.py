@@ -60,7 +60,10 @@ def test_values_equal_scikit_learn_on_labelled_rows() -> None:
 def test_what_is_not_defined_has_no_key() -> None:
     p, y, labelled, pattern = drawn(1, 60)
     y[:, 1], labelled[:, 2] = 0, False
-    metric = OutcomeMetrics(["a", "b", "c"], {0: "none"}, metrics=["auroc", "brier", "calibration_slope"])
+    # ten samples of pattern 0 with a known label are just enough to be reported, nine of pattern 1 are not
+    labelled[:, 1], pattern[:] = True, 2
+    pattern[:10], pattern[10:19] = 0, 1
+    metric = OutcomeMetrics(["a", "b", "c"], {0: "none", 1: "labs"}, metrics=["auroc", "brier", "calibration_slope"])
     metric.update(p, y, labelled, pattern)
     found = metric.compute()
     assert not any(key.startswith("c/") for key in found)

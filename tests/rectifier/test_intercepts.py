@@ -69,6 +69,7 @@ def dense_mode(logits: Array, targets: Array, pattern: Array, tau: tuple[float, 
         [[np.array([[ones @ inverse @ ones]]), -(inverse @ ones)[None]], [-(inverse @ ones)[:, None], inverse + W]]
     )
     criterion = -found.fun - (np.linalg.slogdet(joint)[1] + np.linalg.slogdet(sigma)[1]) / 2
+    criterion -= (tau[0] ** 2 + tau[1] ** 2) / (2 * 0.5**2)  # the half-normal prior of both
     return found.x, float(criterion)
 
 

@@ -129,13 +129,13 @@ def test_bias_and_temperature_equal_scikit_learn_and_scipy() -> None:
     bias, temperature = state["bias"][0], state["temperature"][0]
     x, y = stretched.numpy(), targets[:, 0].numpy()
     reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, y)
-    # the reference has no penalty; ours is worth 1e-5 of a unit of information at this n
-    assert 1 / temperature == pytest.approx(reference.coef_[0, 0], abs=1e-3)
-    assert bias == pytest.approx(reference.intercept_[0], abs=1e-3)
+    # the reference has no penalty; ours is worth a quarter of a sample's information at most, of 3,000
+    assert 1 / temperature == pytest.approx(reference.coef_[0, 0], abs=5e-3)
+    assert bias == pytest.approx(reference.intercept_[0], abs=5e-3)
 
     def penalised(v: np.ndarray) -> float:
         eta = v[0] + v[1] * x[:, 0]
-        return float(np.sum(np.logaddexp(0, eta) - y * eta) + v[0] ** 2 / 200 + (v[1] - 1) ** 2 / 200)
+        return float(np.sum(np.logaddexp(0, eta) - y * eta) + v[0] ** 2 / 200 + (v[1] - 1) ** 2 / 8)
 
     found = minimize(penalised, [0.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-10}).x
     np.testing.assert_allclose([bias, 1 / temperature], found, atol=1e-5)
@@ -186,7 +186,7 @@ def test_tasks_are_independent_and_missing_labels_do_not_count() -> None:
     assert torch.equal(out[:, 2:], logits[:, 2:])
     assert joint.reasons[:2] == ("", "")
     assert joint.reasons[2] == "no labelled calibration rows"
-    assert joint.reasons[3].startswith("no positive label in ")
+    assert joint.reasons[3] == "fewer than 10 positive labels in the calibration rows"
     assert not any(name.startswith(("c/", "d/")) for name in joint.shifts())
 
 
@@ -333,3 +333,23 @@ def test_any_calibration_set_gives_finite_shifts(data: st.DataObject) -> None:
     state = Rectifier(["y"]).fit(logits, targets, labelled, pattern, 62).to_state()
     json.dumps(state, allow_nan=False)
     assert 0 < state["temperature"][0] <= 100.001
+
+
+def test_a_handful_of_events_corrects_nothing_and_a_dozen_does_no_harm() -> None:
+    # as on a small cohort: a calibrated model, patterns that mean nothing. Without a floor on the events and priors on
+    # slope and variances, one draw in five lost 0.1 of AUROC and more
+    losses = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        x = 1.5 * torch.randn(2060, 1, generator=generator, dtype=torch.float64) - 2.0
+        y = torch.bernoulli(x.sigmoid(), generator=generator)
+        pattern = torch.randint(2**M, (2060,), generator=generator)
+        known = torch.ones_like(y, dtype=torch.bool)
+        few = Rectifier(["y"]).fit(x[:20], y[:20], known[:20], pattern[:20], M)
+        assert few.reasons[0].startswith("fewer than 10 positive")
+        assert torch.equal(few.apply(x, pattern), x)
+        fitted = Rectifier(["y"]).fit(x[:60], y[:60], known[:60], pattern[:60], M)
+        out = fitted.apply(x[60:], pattern[60:])
+        losses.append(roc_auc_score(y[60:], x[60:]) - roc_auc_score(y[60:], out))
+    assert np.mean(losses) < 0.01
+    assert max(losses) < 0.06
