@@ -18,7 +18,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-# a config names the classes of these rooms by their bare names, which works for imported ones
 from mmnar_lightning import __version__
 from mmnar_lightning.callbacks import AtomicCheckpointIO
 from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
@@ -119,8 +118,13 @@ class MultimodalCLI(LightningCLI):
             raise ValueError(
                 f"no checkpoint in {self._run_dir}/checkpoints; fit first, or give --ckpt_path or --run_dir"
             )
+        if Path(path).name == "last.ckpt" and config.get("ckpt_path") is None:
+            log.warning("there is no best.ckpt (no epoch after pretraining was validated); last.ckpt is used")
         config.ckpt_path = str(path)
-        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
+        try:
+            stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} is no checkpoint of mmnar") from error
         class_path = stored.pop("_class_path", None) or f"{MultimodalOutcomeModule.__module__}.MultimodalOutcomeModule"
         init_args = {k: v for k, v in stored.items() if k not in ("_instantiator", "schema")}
         given = config.model.get("init_args", {})
@@ -189,6 +193,8 @@ def run(arguments: Sequence[str]) -> int:
     # every process computes the metrics of an epoch from the rows of all
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting")
     logging.basicConfig(format="%(message)s")
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
     logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
     load_plugins()
     # Lightning starts the other processes of a machine by repeating sys.argv

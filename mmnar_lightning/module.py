@@ -19,6 +19,7 @@ from mmnar_lightning.fusion import Fused, Fusion, MMNARFusion
 from mmnar_lightning.metrics import OutcomeMetrics
 from mmnar_lightning.objectives import binary_cross_entropy, focal, global_count, join_unused, masked_mean
 from mmnar_lightning.records import (
+    KINDS,
     Encoded,
     FusionShape,
     Modality,
@@ -127,8 +128,8 @@ class MultimodalOutcomeModule(LightningModule):
         if loss not in ("bce", "focal"):
             raise ValueError(f"loss {loss!r} is not one of bce, focal")
         _check_names("task_weights", task_weights or {}, self.schema.task_names)
-        kinds = {m.kind for m in self.schema.modalities}
-        _check_names("encoders", self.hparams["encoders"], [*self.schema.names, *kinds])
+        # a kind that no modality has is no mistake: a config serves also where modalities are left out
+        _check_names("encoders", self.hparams["encoders"], [*self.schema.names, *KINDS])
         self.auxiliary_weights = dict(auxiliary_weights or {})
         self.rectifier = Rectifier(self.schema.task_names)
         self.heads: OutcomeHeads | None = None
@@ -248,15 +249,25 @@ class MultimodalOutcomeModule(LightningModule):
         return {
             "sample": batch.sample,
             "pattern": pattern,
-            "raw": logits.sigmoid(),
+            "raw": self._coherent(logits.sigmoid()),
             "rectified": self.rectify(logits, pattern),
             "targets": batch.targets,
             "labelled": batch.labelled,
         }
 
     def rectify(self, logits: Tensor, pattern: Tensor) -> Tensor:
-        """Return corrected probabilities [B, K]; the raw ones where no rectifier was fitted yet."""
-        return self.rectifier.probabilities(logits, pattern)
+        """Return corrected probabilities [B, K]; the raw ones where no rectifier was fitted yet.
+
+        Tasks are corrected one by one, so a child is cut to its parent's probability afterwards.
+        """
+        return self._coherent(self.rectifier.probabilities(logits, pattern))
+
+    def _coherent(self, probabilities: Tensor) -> Tensor:
+        columns: list[Tensor] = []
+        for k, parent in enumerate(self.schema.parents):
+            own = probabilities[:, k]
+            columns.append(own if parent is None else torch.minimum(own, columns[parent]))
+        return torch.stack(columns, dim=1)
 
     def _collect(self, stage: str, batch: PatientBatch) -> None:
         # no loss here: its counts are all-reduced, and devices may have different numbers of batches
@@ -301,11 +312,11 @@ class MultimodalOutcomeModule(LightningModule):
         logits, targets, labelled, pattern = gathered
         values = masked_mean(binary_cross_entropy(logits, targets), labelled, counts=_local, dim=0)
         logged: dict[str, Any] = {f"{stage}/loss": values.mean()}
-        versions = {"": logits.sigmoid(), "rectified/": self.rectify(logits, pattern)}
+        versions = {"": self._coherent(logits.sigmoid()), "rectified/": self.rectify(logits, pattern)}
         # exact but not cheap: what chooses the checkpoint and a few curves while training, everything in the end
         chosen = VALIDATION_METRICS if self.trainer.state.fn == "fit" else None
         if chosen is None:
-            versions["recalibrated/"] = self.rectifier.recalibrate(logits).sigmoid()
+            versions["recalibrated/"] = self._coherent(self.rectifier.recalibrate(logits).sigmoid())
         for kind, probabilities in versions.items():
             # rows of all devices are here already
             metrics = OutcomeMetrics(self.schema.task_names, self._pattern_words, chosen, sync_on_compute=False)

@@ -209,8 +209,8 @@ def make_datamodule(make_store: MakeStore) -> MakeDataModule:
 
 @pytest.fixture(scope="session")
 def own_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for `TablesDataModule`: the synthetic vectors and codes of 120 patients."""
-    records = synthetic_records(120)
+    """A folder for `TablesDataModule`: the synthetic vectors and codes of 360 patients."""
+    records = synthetic_records(360)
     root = tmp_path_factory.mktemp("own-tables")
     labels = {task.name: f"label/{task.name}" for task in TASKS}
     samples = records.samples.select(sample_id=pl.int_range(pl.len()), patient_id="patient", site="site", **labels)

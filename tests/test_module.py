@@ -33,7 +33,7 @@ MakeModule = Callable[..., MultimodalOutcomeModule]
 
 @pytest.fixture(scope="module")
 def data(make_datamodule: Any, tmp_path_factory: pytest.TempPathFactory) -> RecordDataModule:
-    splits = SplitSettings(val=0.2, calibration=0.2)
+    splits = SplitSettings(val=0.2, calibration=0.4)
     made: RecordDataModule = make_datamodule(
         tmp_path_factory.mktemp("store"), modalities=USED, splits=splits, batch_size=32
     )
@@ -393,6 +393,9 @@ def test_recalibration_is_the_global_step_of_the_rectifier(saved: tuple[Path, Mu
     rectifier = saved[1].rectifier
     logits = torch.randn(7, 3)
     shifts = rectifier.shifts()
+    assert "" in rectifier.reasons
     for k, task in enumerate(rectifier.tasks):
+        if rectifier.reasons[k]:
+            continue
         expected = logits[:, k] / shifts[f"{task}/temperature"] + shifts[f"{task}/bias"]
         torch.testing.assert_close(rectifier.recalibrate(logits)[:, k], expected, rtol=1e-5, atol=1e-5)

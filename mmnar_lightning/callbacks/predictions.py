@@ -22,8 +22,8 @@ class PredictionWriter(Callback):
 
     Columns: `sample` (row of the store), `patient` (keyed hash), `site`, `split` (calibration B, which the rectifier
     has not seen, is `conformal`), `pattern`, and for each task `{task}/raw`, `{task}/rectified` (probabilities),
-    `{task}/target` and `{task}/labelled`. The file's metadata hold the fingerprints of schema and store. Original ids
-    stay in the store.
+    `{task}/target` and `{task}/labelled`. The file's metadata hold the fingerprints of schema and store. Original
+    ids of patients and stays remain in the store; `site` is the source's own.
 
     Args:
         path: File to write; None writes into the run's folder.

@@ -52,13 +52,19 @@ class MetricSummary(Callback):
         assert isinstance(schema, RecordSchema)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, RecordDataModule):
-            _write(folder / f"report-{stage}.md", report(data, schema, found, stage))
+            rectifier: Any = pl_module.rectifier
+            reasons = dict(zip(schema.task_names, rectifier.reasons, strict=True))
+            _write(folder / f"report-{stage}.md", report(data, schema, found, stage, reasons))
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=140)
         console.print(_table(schema, found, stage))
         console.print(f"all metrics: {folder / f'metrics-{stage}.json'}   report: {folder / f'report-{stage}.md'}")
 
 
-def report(data: RecordDataModule, schema: RecordSchema, found: Mapping[str, float], stage: str) -> str:
+def report(
+    data: RecordDataModule, schema: RecordSchema, found: Mapping[str, float], stage: str, reasons: Mapping[str, str]
+) -> str:
     """Say in Markdown what was run on whom, with which result.
 
     Args:
@@ -66,6 +72,7 @@ def report(data: RecordDataModule, schema: RecordSchema, found: Mapping[str, flo
         schema: The model's schema.
         found: Metrics by name, without the stage.
         stage: `val` or `test`.
+        reasons: Why the rectifier leaves a task as it is, by task; an empty string where it does not.
     """
     manifest = data.records.manifest
     lines = [f"# {manifest['dataset']}, {manifest['cohort']}: {stage}", ""]
@@ -84,6 +91,8 @@ def report(data: RecordDataModule, schema: RecordSchema, found: Mapping[str, flo
         for name, prefix in VERSIONS.items():
             cells = [found.get(f"{prefix}{task}/{metric}") for metric in SHOWN]
             lines.append(f"| {task} | {name} | {' | '.join(map(_number, cells))} |")
+    left = {task: reason for task, reason in reasons.items() if reason}
+    lines += ["", *(f"{task} is neither recalibrated nor rectified: {reason}." for task, reason in left.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,7 @@ def closing_table(title: str, counts: Iterable[Iterable[Any]], samples: pl.DataF
         samples: The store's samples: ``label/<task>``, ``observed/<modality>``.
 
     Returns:
-        A table of counts; never a value of a record, and no pattern with fewer than ten samples.
+        A table of counts; never a value of a record, and no exact count of samples below ten.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("table", no_wrap=True)

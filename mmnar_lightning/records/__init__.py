@@ -8,6 +8,7 @@ from mmnar_lightning.records.identity import patient_hashes, patient_key
 from mmnar_lightning.records.loading import EpochBatches, RecordLoader
 from mmnar_lightning.records.reasons import REASONS, availability_reasons
 from mmnar_lightning.records.schema import (
+    KINDS,
     UNKNOWN,
     FusionShape,
     Modality,
@@ -20,6 +21,7 @@ from mmnar_lightning.records.splits import SPLITS, SplitSettings, assign_splits,
 from mmnar_lightning.records.store import RecordStore, StoreError, store_name, write_store
 
 __all__ = [
+    "KINDS",
     "REASONS",
     "SPLITS",
     "UNKNOWN",

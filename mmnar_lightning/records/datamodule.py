@@ -164,28 +164,32 @@ class RecordDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return which samples were trained on, and how far this epoch got, for the checkpoint."""
         place = None if self._train_loader is None else self._train_loader.state_dict()
-        return {"store": self.records.fingerprint, "splits": _described(self.splits), "place": place}
+        trained_on = {"store": self.records.fingerprint, "dataset": self.records.manifest["dataset"]}
+        return {**trained_on, "splits": _described(self.splits), "place": place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that the samples a checkpoint was trained on are not others, or divided otherwise, now.
 
         Raises:
-            ValueError: If training would go on with another store, or if the store is the same and the splits are not:
-                training patients could be tested on.
+            ValueError: If training would go on with another store, or if the source is the same and the splits are not:
+                training patients could be tested on. A patient's split by keyed hash depends on the settings alone, so
+                another cohort of the same source with the same settings is safe.
         """
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        if state_dict["store"] != self.records.fingerprint:
-            if fitting:
-                raise ValueError(
-                    f"the run was trained on the store with fingerprint {state_dict['store']}, which is not "
-                    f"{self.records.path.name}; give the same data to continue it, or another --run_dir"
-                )
-            log.warning("this checkpoint was trained on another store; its patients may be among those of this one")
-        elif state_dict["splits"] != _described(self.splits):
+        other = state_dict["store"] != self.records.fingerprint
+        related = state_dict.get("dataset") == self.records.manifest["dataset"]
+        if other and fitting:
             raise ValueError(
-                "this checkpoint was trained with other split settings on the same store, so its training patients "
+                f"the run was trained on the store with fingerprint {state_dict['store']}, which is not "
+                f"{self.records.path.name}; give the same data to continue it, or another --run_dir"
+            )
+        if (related or not other) and state_dict["splits"] != _described(self.splits):
+            raise ValueError(
+                "this checkpoint was trained with other split settings on the same source, so its training patients "
                 f"could be tested on; use data.init_args.splits {state_dict['splits']}"
             )
+        if other and not (related and self.splits.by == "patient"):
+            log.warning("this checkpoint was trained on another store; its patients may be among those of this one")
         # Lightning keeps a loader's state, too, but loses it where the optimiser asks how many steps there will be
         self._place = state_dict["place"] if fitting else None
 

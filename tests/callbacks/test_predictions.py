@@ -27,7 +27,7 @@ def found(trained: Path) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def data(own_tables: Path, trained: Path) -> TablesDataModule:
-    return TablesDataModule(own_tables, trained.parent / "stores", splits=SplitSettings(val=0.2, calibration=0.2))
+    return TablesDataModule(own_tables, trained.parent / "stores", splits=SplitSettings(val=0.2, calibration=0.3))
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_the_same_for_the_most_frequent_patterns(tags: set[str], schema: RecordS
 
 
 def test_availability_stands_at_the_start(events: Any, schema: RecordSchema, trained: Path, own_tables: Path) -> None:
-    data = TablesDataModule(own_tables, trained.parent / "stores", splits=SplitSettings(val=0.2, calibration=0.2))
+    data = TablesDataModule(own_tables, trained.parent / "stores", splits=SplitSettings(val=0.2, calibration=0.3))
     for k, split in enumerate(("train", "val", "calibration", "test")):
         samples = data.records.samples.filter(pl.Series(data.split == k))
         for name in schema.names:

@@ -232,10 +232,16 @@ def test_a_checkpoint_keeps_who_was_trained_on(
 ) -> None:
     state = make_datamodule(tmp_path).state_dict()
     make_datamodule(tmp_path).load_state_dict(state)
-    with pytest.raises(ValueError, match="trained with other split settings on the same store"):
+    with pytest.raises(ValueError, match="trained with other split settings on the same source"):
         make_datamodule(tmp_path, splits=SplitSettings(test_fold=1)).load_state_dict(state)
+    other = {**state, "store": "another"}
+    # another cohort of the same source: the same people, so other settings are refused there too, the same are safe
+    with pytest.raises(ValueError, match="trained with other split settings on the same source"):
+        make_datamodule(tmp_path, splits=SplitSettings(test_fold=1)).load_state_dict(other)
     with caplog.at_level(logging.WARNING):
-        make_datamodule(tmp_path, seed=1).load_state_dict({**state, "store": "another"})
+        make_datamodule(tmp_path, seed=1).load_state_dict(other)
+        assert "trained on another store" not in caplog.text
+        make_datamodule(tmp_path, seed=1).load_state_dict({**other, "dataset": "elsewhere"})
     assert "trained on another store" in caplog.text
 
 
