@@ -24,9 +24,11 @@ from mmnar_lightning.records import (
     FusionShape,
     Modality,
     PatientBatch,
+    Reader,
     RecordSchema,
     pattern_id,
     pattern_names,
+    read,
 )
 from mmnar_lightning.rectifier import Rectifier
 
@@ -162,6 +164,23 @@ class MultimodalOutcomeModule(LightningModule):
         width = self.hparams["width"]
         return default_encoder(modality, width) if part is None else build_part(part, Encoder, modality, width)
 
+    def readers(self) -> dict[str, Reader]:
+        """Return what opens the files of each modality that has some; the datamodule gives it to its loaders."""
+        if self.heads is None:
+            return {}
+        readers = {name: self.encoders[name].reader() for name in self.schema.names}  # type: ignore[union-attr, operator]
+        return {name: reader for name, reader in readers.items() if reader is not None}
+
+    def _opened(self, batch: PatientBatch, stage: str | None = None) -> PatientBatch:
+        """Open what no loader has opened, and log how many files could not be read, where an encoder counts them."""
+        batch = read(batch, self.readers())
+        for name, elements in batch.elements.items():
+            if elements.unreadable is not None and stage is not None:
+                how: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "sync_dist": True}
+                count = elements.unreadable.float()
+                self.log(f"{stage}/unreadable_{name}", count, batch_size=1, add_dataloader_idx=False, **how)
+        return batch
+
     def forward(self, batch: PatientBatch) -> Tensor:
         """Return logits [B, K], not rectified."""
         return self._outcome(batch)[2]
@@ -225,6 +244,7 @@ class MultimodalOutcomeModule(LightningModule):
 
     def training_step(self, batch: PatientBatch, batch_idx: int) -> Tensor:
         """Minimise the loss on a batch; log it by term."""
+        batch = self._opened(batch, "train")
         result = self._shared_step(batch)
         logged = {"train/loss": result.loss.detach()} | {f"train/{name}": v for name, v in result.terms.items()}
         self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
@@ -244,6 +264,7 @@ class MultimodalOutcomeModule(LightningModule):
 
     def predict_step(self, batch: PatientBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return `raw` and `rectified` probabilities [B, K] with `sample`, `pattern`, `targets` and `labelled`."""
+        batch = self._opened(batch)
         logits = self(batch).float()
         pattern = pattern_id(batch.observed)
         return {
@@ -270,6 +291,7 @@ class MultimodalOutcomeModule(LightningModule):
         return torch.stack(columns, dim=1)
 
     def _collect(self, stage: str, batch: PatientBatch) -> None:
+        batch = self._opened(batch, stage)
         # no loss here: its counts are all-reduced, and devices may have different numbers of batches
         self._collected.setdefault(stage, _Collected()).add(self(batch), batch)
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmnar_lightning.records import Elements, Encoded, Inputs, Modality, PatientBatch
+from mmnar_lightning.records import Elements, Encoded, Inputs, Modality, PatientBatch, Reader, read
 
 
 class Encoder(nn.Module, ABC):
@@ -57,6 +57,10 @@ class Encoder(nn.Module, ABC):
         Returns:
             Tokens [R, D], and the standardised inputs ([R, F]), None where `input_width` is 0.
         """
+
+    def reader(self) -> Reader | None:
+        """Return what opens its elements' files in the loader's workers (so it can be pickled), None where none do."""
+        return None
 
 
 def statistics(modality: Modality) -> tuple[Tensor, Tensor]:
@@ -108,6 +112,8 @@ def default_encoder(modality: Modality, width: int) -> Encoder:
 def encode(encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: PatientBatch) -> Encoded:
     """Encode every modality, in the order of the batch, and pack the tokens by modality, then row.
 
+    Files that no loader has opened are read here.
+
     Args:
         encoders: One for each modality of the batch, by name.
         batch: B samples.
@@ -118,6 +124,8 @@ def encode(encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: PatientBatch)
     names = list(batch.elements)
     if set(names) != set(encoders.keys()):
         raise ValueError(f"encoders for {', '.join(encoders.keys())}; the batch holds {', '.join(names)}")
+    readers = {name: encoders[name].reader() for name in names}
+    batch = read(batch, {name: reader for name, reader in readers.items() if reader is not None})
     modality, row = batch.observed.T.nonzero(as_tuple=True)
     rows = torch.split(row, batch.observed.sum(0).tolist())
     tokens: list[Tensor] = []

@@ -6,7 +6,7 @@ from mmnar_lightning.extract.catalogue import ItemCatalogue
 from mmnar_lightning.extract.extraction import Counts, Elements, Extraction, Extractor
 from mmnar_lightning.extract.prepare import find_store, prepare
 from mmnar_lightning.extract.scan import scan
-from mmnar_lightning.extract.tables import Clock, Column, ExtractError, TableSpec, Units
+from mmnar_lightning.extract.tables import Clock, Column, ExtractError, Only, TableSpec, Units
 
 __all__ = [
     "STATS",
@@ -18,6 +18,7 @@ __all__ = [
     "Extraction",
     "Extractor",
     "ItemCatalogue",
+    "Only",
     "TableSpec",
     "Units",
     "aggregate",

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # change with every change of what this room makes of the same rows
 EXTRACT_VERSION = "1"
+READERS = 2
 # columns that the closing table may take where it goes to no terminal
 WIDE = 200
 
@@ -194,20 +196,31 @@ def _tables(
     """
     problems: list[str] = []
     frames = {}
-    for spec in specs:
-        raw = raws[spec.name]
-        if raw is None:
-            step(f"{spec.file}: absent")
-            frames[spec.name] = empty(spec)
-            counts.add(spec.name, "optional table is absent", 1)
-            continue
-        step(f"reading {raw.relative}")
-        try:
-            frames[spec.name] = cached(raw, spec, cache, sources[spec.name]["sha256"])
-        except ExtractError as error:
-            problems += error.problems
-            continue
-        counts.add(spec.name, "rows read", frames[spec.name].select(pl.len()).collect(engine="streaming").item())
+    size = {name: 0 if raw is None else raw.path.stat().st_size for name, raw in raws.items()}
+    # decompressing takes one core, so that two tables are read at once, the largest first
+    with ThreadPoolExecutor(READERS) as readers:
+        reading = {
+            spec.name: readers.submit(cached, raw, spec, cache, sources[spec.name]["sha256"])
+            for spec in sorted(specs, key=lambda spec: size[spec.name], reverse=True)
+            if (raw := raws[spec.name]) is not None
+        }
+        for spec in specs:
+            raw = raws[spec.name]
+            if raw is None:
+                step(f"{spec.file}: absent")
+                frames[spec.name] = empty(spec)
+                counts.add(spec.name, "optional table is absent", 1)
+                continue
+            step(f"reading {raw.relative}")
+            try:
+                table = reading[spec.name].result()
+            except ExtractError as error:
+                problems += error.problems
+                continue
+            frames[spec.name] = table.frame
+            counts.add(spec.name, "rows read", table.rows)
+            if spec.only is not None:
+                counts.add(spec.name, spec.only.others, table.rows - table.kept)
     if problems:
         raise ExtractError(*problems)
     return frames

@@ -30,7 +30,7 @@ class RawFile:
 
     Args:
         path: Where it is.
-        relative: Its path below the root, with forward slashes.
+        relative: Its path below the root or the table's own folder, with forward slashes.
         header: Column names as they stand in the file.
     """
 
@@ -49,36 +49,41 @@ def locate(root: Path, specs: Sequence[TableSpec]) -> dict[str, RawFile | None]:
 
     Args:
         root: Folder of the extract.
-        specs: The tables.
+        specs: The tables; one with a folder of its own is looked for there.
 
     Returns:
-        File by table name; None where an optional table is absent.
+        File by table name; None where an optional table, or the folder of one, is absent.
 
     Raises:
         ExtractError: With everything that is missing or unreadable, over all tables.
     """
     problems: list[str] = []
     found: dict[str, RawFile | None] = {}
-    absent: list[str] = []
+    absent: dict[Path, list[str]] = {}
     _listing(root, "the extract's folder")
     for spec in specs:
+        folder = root if spec.folder is None else spec.folder.expanduser()
         try:
-            path = _find(root, spec.file)
+            if spec.optional and not folder.exists():
+                found[spec.name] = None
+                continue
+            _listing(folder, f"the folder of table {spec.file}")
+            path = _find(folder, spec.file)
             if path is not None:
-                found[spec.name] = raw = RawFile(path, path.relative_to(root).as_posix(), read_header(path))
+                found[spec.name] = raw = RawFile(path, path.relative_to(folder).as_posix(), read_header(path))
                 _check_header(raw, spec)
             elif spec.optional:
                 found[spec.name] = None
             else:
-                absent.append(spec.file)
+                absent.setdefault(folder, []).append(spec.file)
         except ExtractError as error:
             problems += error.problems
-    if absent:
-        problems.insert(
-            0, f"{root}: missing {_count(len(absent), 'table')} {', '.join(absent)} (as {', '.join(SUFFIXES)})"
-        )
-    if problems:
-        raise ExtractError(*problems)
+    missing = [
+        f"{folder}: missing {_count(len(files), 'table')} {', '.join(files)} (as {', '.join(SUFFIXES)})"
+        for folder, files in absent.items()
+    ]
+    if missing or problems:
+        raise ExtractError(*missing, *problems)
     return found
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 from polars.exceptions import ComputeError, NoDataError, PolarsError
 
 from mmnar_lightning.extract.casting import convert, read_text
-from mmnar_lightning.extract.malformed import SHOWN, Rows, ragged_rows, unclosed_quotes
+from mmnar_lightning.extract.malformed import SHOWN, Rows, ragged_rows, separators, unclosed_quotes
 from mmnar_lightning.extract.raw import Ledger, RawFile, column_of, locate
 from mmnar_lightning.extract.tables import ExtractError, TableSpec, digest
 
@@ -19,10 +22,25 @@ log = logging.getLogger(__name__)
 
 LEDGER = "hashes.json"
 # change with every change of what a cached table holds
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # rows a duplicate check groups at once: memory stays flat in the number of rows
 BUCKET = 4_000_000
-BAD, LONG, SHORT = "bad:", "long", "short"
+BAD, NULL, LONG, ROW = "bad:", "null:", "row:long", "row:number"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that was read and checked.
+
+    Args:
+        frame: Its kept rows, as the spec has them.
+        rows: Rows in the file.
+        kept: Rows of `frame`.
+    """
+
+    frame: pl.LazyFrame
+    rows: int
+    kept: int
 
 
 def scan(root: Path | str, spec: TableSpec, cache: Path | None = None) -> pl.LazyFrame:
@@ -51,9 +69,9 @@ def scan(root: Path | str, spec: TableSpec, cache: Path | None = None) -> pl.Laz
         return _checked(raw, spec)
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     ledger = Ledger(cache / LEDGER)
-    frame = cached(raw, spec, cache, ledger.sha256(raw.path))
+    table = cached(raw, spec, cache, ledger.sha256(raw.path))
     ledger.save()
-    return frame
+    return table.frame
 
 
 def empty(spec: TableSpec) -> pl.LazyFrame:
@@ -66,41 +84,63 @@ def cache_path(spec: TableSpec, cache: Path, sha256: str) -> Path:
     return cache / f"{digest([CACHE_VERSION, sha256, spec.describe()])}.parquet"
 
 
-def cached(raw: RawFile, spec: TableSpec, cache: Path, sha256: str) -> pl.LazyFrame:
+def cached(raw: RawFile, spec: TableSpec, cache: Path, sha256: str) -> Table:
     """Open a table from the cache, after checking it and putting it there if need be: whole, or not at all.
 
     Raises:
         ExtractError: As `scan`.
     """
     final = cache_path(spec, cache, sha256)
+    counted = final.with_suffix(".json")
     if not final.exists():
-        temporary = cache / f".tmp-{os.getpid()}-{final.name}"
+        temporary = final.with_name(f".tmp-{os.getpid()}-{final.name}")
         try:
-            for lenient in (False, True):
-                _sink(_read(raw, spec, lenient), temporary, raw)
-                frame = pl.scan_parquet(temporary)
-                sums = _sums(frame, raw)
-                if not _unread(sums):
-                    break
-            _raise_for(frame, sums, raw, spec)
+            rows = _write(raw, spec, temporary)
+            written = temporary.with_suffix(".json")
+            written.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+            # the table is renamed last: where it is, its count is
+            written.replace(counted)
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
-    return pl.scan_parquet(final).select(list(spec.columns))
+    frame = pl.scan_parquet(final).select(list(spec.columns))
+    rows = int(json.loads(counted.read_text(encoding="utf-8"))["rows"])
+    return Table(frame, rows, frame.select(pl.len()).collect(engine="streaming").item())
+
+
+def _write(raw: RawFile, spec: TableSpec, path: Path) -> int:
+    """Check a table and write it; returns the number of rows in the raw file."""
+    with ThreadPoolExecutor(1) as beside:
+        commas = beside.submit(_separators, raw)
+        for lenient in (False, True):
+            frame = _read(raw, spec, lenient)
+            _sink(frame, path, raw)
+            sums = _sums(pl.scan_parquet(path), (*spec.key, *spec.not_null), raw)
+            if not _unread(sums):
+                break
+        return _raise_for(pl.scan_parquet(path), sums, raw, spec, lenient, commas.result())
 
 
 def _checked(raw: RawFile, spec: TableSpec) -> pl.LazyFrame:
     for lenient in (False, True):
         frame = _read(raw, spec, lenient)
-        sums = _sums(frame, raw)
+        # of every column, also where any null will do: what is not asked for is not parsed, and a loose quote not seen
+        sums = _sums(frame, tuple(spec.columns), raw)
         if not _unread(sums):
             break
-    _raise_for(frame, sums, raw, spec)
+    _raise_for(frame, sums, raw, spec, lenient, _separators(raw))
     return frame.select(list(spec.columns))
 
 
-def _read(raw: RawFile, spec: TableSpec, lenient: bool) -> pl.LazyFrame:
-    """The allow-listed columns, typed, with a flag column for each that could not be read and for ragged rows."""
+def _read(raw: RawFile, spec: TableSpec, lenient: bool, numbered: bool = False) -> pl.LazyFrame:
+    """The allow-listed columns of kept rows, typed, with flag columns: what could not be read, and rows too long.
+
+    Args:
+        raw: The file.
+        spec: The table.
+        lenient: As `parse` has it.
+        numbered: Whether to add the number of each row in the file, from 1.
+    """
     schema = spec.schema
     places = {name: column_of(raw, name) for name in spec.columns}
     if raw.is_parquet:
@@ -111,25 +151,43 @@ def _read(raw: RawFile, spec: TableSpec, lenient: bool) -> pl.LazyFrame:
             for name, place in places.items()
             if place is not None
         }
-        shape = {LONG: pl.lit(False), SHORT: pl.lit(False)}
+        long = pl.lit(False)
     else:
-        # columns by position; one more than the header has, to catch rows with a field too many
-        columns = {f"c{i}": pl.String for i in range(len(raw.header) + 1)}
-        frame = pl.scan_csv(
-            raw.path,
-            schema=columns,
-            has_header=False,
-            skip_lines=1,
-            glob=False,
-            raise_if_empty=False,
-            missing_columns="insert",
-        )
+        frame = _lines(raw)
         read = {name: read_text(pl.col(f"c{p}"), schema[name], lenient) for name, p in places.items() if p is not None}
-        # a null in the last column may be a field too few: only then lines are counted
-        shape = {LONG: pl.col(f"c{len(raw.header)}").is_not_null(), SHORT: pl.col(f"c{len(raw.header) - 1}").is_null()}
+        long = pl.col(f"c{len(raw.header)}").is_not_null()
+    frame = frame.with_row_index(ROW, offset=1) if numbered else frame
+    if spec.only is not None:
+        chosen, unread = read.get(spec.only.column, (pl.lit(None).cast(schema[spec.only.column]), pl.lit(False)))
+        values = pl.Series(spec.only.values, dtype=pl.String).cast(schema[spec.only.column])
+        # before anything else is read of a row: most rows of a large table are of items that nobody asks for
+        frame = frame.filter(chosen.is_in(values.implode()).fill_null(False) | unread.fill_null(False) | long)
     typed = [read[n][0].alias(n) if n in read else pl.lit(None).cast(schema[n]).alias(n) for n in spec.columns]
     flags = [flag.fill_null(False).alias(BAD + n) for n, (_, flag) in read.items() if schema[n] != pl.String]
-    return frame.select(*typed, *flags, **shape)
+    return frame.select(*([ROW] if numbered else []), *typed, *flags, long.alias(LONG))
+
+
+def _lines(raw: RawFile) -> pl.LazyFrame:
+    """The rows of a CSV file as text, columns by position; one more than the header has, for rows too long."""
+    return pl.scan_csv(
+        raw.path,
+        schema={f"c{i}": pl.String for i in range(len(raw.header) + 1)},
+        has_header=False,
+        skip_lines=1,
+        glob=False,
+        raise_if_empty=False,
+        missing_columns="insert",
+    )
+
+
+def _separators(raw: RawFile) -> int | None:
+    """Commas of a CSV file outside quotes; None of Parquet, and of a file that can't be read: reading it says why."""
+    if raw.is_parquet:
+        return None
+    try:
+        return separators(raw.path)
+    except (PolarsError, OSError):
+        return None
 
 
 def _sink(frame: pl.LazyFrame, path: Path, raw: RawFile) -> None:
@@ -171,49 +229,94 @@ def _ragged(raw: RawFile, rows: Rows) -> ExtractError:
     return ExtractError(f"{raw.relative}: {rows} with another number of fields than the header's {len(raw.header)}")
 
 
-def _sums(frame: pl.LazyFrame, raw: RawFile) -> dict[str, int]:
-    flags = [name for name in frame.collect_schema().names() if name.startswith(BAD) or name in (LONG, SHORT)]
+def _sums(frame: pl.LazyFrame, columns: Sequence[str], raw: RawFile) -> dict[str, int]:
+    """Counts of kept rows, of flags, and of nulls in some columns."""
+    names = frame.collect_schema().names()
+    flags = [name for name in names if name.startswith(BAD) or name == LONG]
+    nulls = [_null(name, names).sum().alias(NULL + name) for name in dict.fromkeys(columns)]
     try:
-        return frame.select(pl.len().alias("rows"), pl.col(flags).sum()).collect(engine="streaming").row(0, named=True)
+        sums = frame.select(pl.len().alias("rows"), pl.col(flags).sum(), *nulls)
+        return sums.collect(engine="streaming").row(0, named=True)
     except (PolarsError, OSError) as error:
         raise _explained(raw, error) from None
+
+
+def _null(name: str, names: Sequence[str]) -> pl.Expr:
+    # what could not be read is null, too, and is named as such
+    null = pl.col(name).is_null()
+    return null & ~pl.col(BAD + name) if BAD + name in names else null
 
 
 def _unread(sums: Mapping[str, int]) -> bool:
     return any(count for name, count in sums.items() if name.startswith(BAD))
 
 
-def _raise_for(frame: pl.LazyFrame, sums: Mapping[str, int], raw: RawFile, spec: TableSpec) -> None:
+def _raise_for(
+    frame: pl.LazyFrame,
+    sums: Mapping[str, int],
+    raw: RawFile,
+    spec: TableSpec,
+    lenient: bool,
+    commas: int | None,
+) -> int:
     """Check what was read.
+
+    Args:
+        frame: The kept rows, with flags.
+        sums: Theirs.
+        raw: The file.
+        spec: The table.
+        lenient: How it was read.
+        commas: What `_separators` counted.
+
+    Returns:
+        Rows in the file.
 
     Raises:
         ExtractError: With all that is wrong with the table.
     """
     file = raw.relative
-    if sums["rows"] == 0:
+    rows, whole = _count(raw, spec, sums["rows"], commas)
+    if rows == 0:
         if spec.optional:
-            return
+            return 0
         raise ExtractError(f"{file}: has a header but no rows")
-    if (sums[LONG] or sums[SHORT]) and (ragged := ragged_rows(raw.path, len(raw.header))).count:
+    if (sums[LONG] or not whole) and (ragged := ragged_rows(raw.path, len(raw.header))).count:
         raise _ragged(raw, ragged)
+    # only for messages: to number rows, the file is read again
+    numbered = _read(raw, spec, lenient, numbered=True)
     problems = []
     for name, dtype in spec.schema.items():
         if count := sums.get(BAD + name, 0):
-            rows = _rows(frame, pl.col(BAD + name), count)
-            problems.append(f"{file}: column {name}: {rows} where no {_noun(dtype)} could be read")
+            wrong = _rows(numbered, pl.col(BAD + name), count)
+            problems.append(f"{file}: column {name}: {wrong} where no {_noun(dtype)} could be read")
     for name in dict.fromkeys((*spec.key, *spec.not_null)):
-        # what could not be read is null, too, and was named already
-        null = pl.col(name).is_null()
-        if BAD + name in sums:
-            null = null & ~pl.col(BAD + name)
-        if count := frame.select(null.sum()).collect(engine="streaming").item():
-            problems.append(f"{file}: column {name}: {_rows(frame, null, count)} without a value")
+        if count := sums[NULL + name]:
+            wrong = _rows(numbered, _null(name, list(sums)), count)
+            problems.append(f"{file}: column {name}: {wrong} without a value")
     if spec.key and not problems:
-        problems += _duplicates(frame, sums["rows"], file, spec)
+        problems += _duplicates(frame, numbered, sums["rows"], file, spec)
     if spec.units is not None:
-        problems += _units(frame, file, spec)
+        problems += _units(frame, numbered, file, spec)
     if problems:
         raise ExtractError(*problems)
+    return rows
+
+
+def _count(raw: RawFile, spec: TableSpec, kept: int, commas: int | None) -> tuple[int, bool]:
+    """Rows in a file, and whether its commas say that each has as many fields as the header.
+
+    Where only some rows are kept, the others are counted by their commas: a pass of their own would cost more than it
+    is worth. Then rows that lack fields go unseen if these add up to whole rows, and no row has one too many.
+    """
+    between = len(raw.header) - 1
+    if spec.only is None:
+        return kept, raw.is_parquet or commas == (kept + 1) * between
+    if commas is not None and between > 1:
+        # a comma that the file ends in is not counted, hence rounded up
+        return max(kept, -(-commas // between) - 1), commas % between == 0
+    source = pl.scan_parquet(raw.path, glob=False) if raw.is_parquet else _lines(raw)
+    return source.select(pl.len()).collect(engine="streaming").item(), raw.is_parquet or between == 0
 
 
 def _noun(dtype: pl.DataType) -> str:
@@ -222,12 +325,12 @@ def _noun(dtype: pl.DataType) -> str:
     return {pl.Date: "date", pl.Boolean: "truth value"}.get(type(dtype), "date and time")
 
 
-def _rows(frame: pl.LazyFrame, wrong: pl.Expr, count: int) -> Rows:
-    numbers = frame.with_row_index("row:number", offset=1).filter(wrong).select("row:number").head(SHOWN)
-    return Rows(count, numbers.collect(engine="streaming")["row:number"].sort().to_list())
+def _rows(numbered: pl.LazyFrame, wrong: pl.Expr, count: int) -> Rows:
+    numbers = numbered.filter(wrong).select(ROW).head(SHOWN)
+    return Rows(count, numbers.collect(engine="streaming")[ROW].sort().to_list())
 
 
-def _duplicates(frame: pl.LazyFrame, rows: int, file: str, spec: TableSpec) -> list[str]:
+def _duplicates(frame: pl.LazyFrame, numbered: pl.LazyFrame, rows: int, file: str, spec: TableSpec) -> list[str]:
     buckets = -(-rows // BUCKET)
     bucket = pl.struct(spec.key).hash() % buckets
     count, first = 0, []
@@ -237,10 +340,9 @@ def _duplicates(frame: pl.LazyFrame, rows: int, file: str, spec: TableSpec) -> l
         if twice.height == 0:
             continue
         count += int(twice["len"].sum()) - twice.height
-        again = frame.select(spec.key).with_row_index("row:number", offset=1)
-        again = again.join(twice.lazy().select(spec.key), on=spec.key, how="semi")
-        later = again.select(pl.col("row:number").filter(pl.struct(spec.key).is_duplicated() & ~_first_of(spec.key)))
-        first += later.collect()["row:number"].sort().head(SHOWN).to_list()
+        again = numbered.select(*spec.key, ROW).join(twice.lazy().select(spec.key), on=spec.key, how="semi")
+        later = again.collect().sort(ROW).filter(pl.struct(spec.key).is_duplicated() & ~_first_of(spec.key))
+        first += later[ROW].head(SHOWN).to_list()
     wrong = Rows(count, sorted(first)[:SHOWN])
     name = f"column {spec.key[0]}" if len(spec.key) == 1 else f"columns {', '.join(spec.key)}"
     return [f"{file}: {name}: {wrong} that repeat a key, which must be unique"] if count else []
@@ -250,13 +352,13 @@ def _first_of(key: tuple[str, ...]) -> pl.Expr:
     return pl.struct(key).is_first_distinct()
 
 
-def _units(frame: pl.LazyFrame, file: str, spec: TableSpec) -> list[str]:
+def _units(frame: pl.LazyFrame, numbered: pl.LazyFrame, file: str, spec: TableSpec) -> list[str]:
     assert spec.units is not None
     catalogue, raw_id, unit = spec.units.catalogue, spec.units.raw_id, spec.units.unit
-    pairs = frame.select(raw_id, unit).unique().collect(engine="streaming")
-    strange = pairs.filter(catalogue.unknown_unit(pl.col(raw_id), pl.col(unit)))
-    if strange.height == 0:
-        return []
+    pairs = frame.group_by(raw_id, unit).len().collect(engine="streaming")
     wrong = catalogue.unknown_unit(pl.col(raw_id), pl.col(unit))
-    count = frame.select(wrong.sum()).collect(engine="streaming").item()
-    return [f"{file}: column {unit}: {_rows(frame, wrong, count)} with a unit that {catalogue.source} does not know"]
+    count = int(pairs.filter(wrong)["len"].sum())
+    if count == 0:
+        return []
+    rows = _rows(numbered, wrong, count)
+    return [f"{file}: column {unit}: {rows} with a unit that {catalogue.source} does not know"]

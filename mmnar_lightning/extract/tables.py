@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 from polars.datatypes import DataTypeClass
@@ -92,6 +93,29 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Only:
+    """Which rows of a table are kept when it is read: the others are counted, and nothing else of them is looked at.
+
+    A row without a value in the column is one of the others; a value that does not read as the column's type is an
+    error in any row.
+
+    Args:
+        column: Column that decides.
+        values: Values of rows that are kept, as text.
+        others: What the others are called where they are counted.
+    """
+
+    column: str
+    values: tuple[str, ...]
+    others: str = "rows of no use, not kept"
+
+    @classmethod
+    def catalogued(cls, catalogue: ItemCatalogue, raw_id: str) -> Self:
+        """Keep the rows whose item is in a catalogue."""
+        return cls(raw_id, catalogue.raw_ids, "rows of items not in the catalogue")
+
+
+@dataclass(frozen=True)
 class TableSpec:
     """A raw table: the allow-list of its columns, and its clocks. What is not listed is never read.
 
@@ -105,6 +129,9 @@ class TableSpec:
         optional: Whether the file may be absent (it is then an empty table).
         not_null: Columns in which a null is an error.
         units: Check of the units, or None.
+        only: Which rows are kept, or None for all. Checks other than that of the number of fields are made of these.
+        folder: Where the table lies if not in the extract's root (notes and images that are downloaded apart); `file`
+            is relative to it. It changes no fingerprint: what is read counts, not where it lies.
     """
 
     name: str
@@ -115,16 +142,20 @@ class TableSpec:
     optional: bool = False
     not_null: tuple[str, ...] = ()
     units: Units | None = None
+    only: Only | None = None
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         used = [*self.key, *self.not_null]
         used += [name for clock in self.clocks.values() for name in clock.columns]
         used += [] if self.clock is None else self.clock.columns
         used += [] if self.units is None else [self.units.raw_id, self.units.unit]
+        used += [] if self.only is None else [self.only.column]
         strange = sorted({name for name in used if name not in self.columns})
         if strange:
             raise ValueError(
-                f"table {self.name!r}: {', '.join(strange)} used as key, clock or unit but not on its allow-list"
+                f"table {self.name!r}: {', '.join(strange)} used as key, clock, unit or choice of rows but not on its "
+                "allow-list"
             )
 
     @property
@@ -147,12 +178,13 @@ class TableSpec:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return the spec as plain JSON types: part of the fingerprint and of the cache key."""
+        """Return the spec as plain JSON types, without its folder: part of the fingerprint and of the cache key."""
 
         def clock(value: Clock | None) -> list[Any] | None:
             return None if value is None else [value.event, value.entry, value.lag]
 
         units = None if self.units is None else [self.units.raw_id, self.units.unit, self.units.catalogue.sha256]
+        only = None if self.only is None else [self.only.column, list(self.only.values), self.only.others]
         return {
             "name": self.name,
             "file": self.file,
@@ -162,6 +194,7 @@ class TableSpec:
             "optional": self.optional,
             "not_null": list(self.not_null),
             "units": units,
+            **({} if only is None else {"only": only}),
         }
 
 

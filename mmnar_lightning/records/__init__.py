@@ -1,6 +1,6 @@
 """What a sample is: modalities, tasks, batches, the store they come from, and who is trained on."""
 
-from mmnar_lightning.records.batch import Elements, Encoded, Inputs, PatientBatch
+from mmnar_lightning.records.batch import Elements, Encoded, Inputs, PatientBatch, Reader, read
 from mmnar_lightning.records.datamodule import RecordDataModule
 from mmnar_lightning.records.dataset import RecordDataset
 from mmnar_lightning.records.fitting import fit_schema
@@ -32,6 +32,7 @@ __all__ = [
     "Inputs",
     "Modality",
     "PatientBatch",
+    "Reader",
     "RecordDataModule",
     "RecordDataset",
     "RecordLoader",
@@ -48,6 +49,7 @@ __all__ = [
     "patient_key",
     "pattern_id",
     "pattern_names",
+    "read",
     "store_name",
     "write_store",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -43,14 +43,21 @@ class Elements(_Packed):
         row: int64 [E], the batch row each element belongs to, ascending.
         hours_before: float32 [E], hours from the element to the prediction time, ≥ 0 (NaN where unknown).
         values: `vector` float32 [E, F] with NaN for a value not measured; `codes` int64 [E], index into the vocabulary
-            (0 is ``<unknown>``); `series` float32 [E]; `text` and `image` a tuple of E strings (document, file).
+            (0 is ``<unknown>``); `series` float32 [E]; `text` and `image` a tuple of E strings (document, file), or
+            what a `Reader` made of them: for `image` uint8 [E, C, H, W].
         variable: `series` only: int64 [E], index into the items.
+        index: `text` and `image`: int64 [E], the element's row in the store's file of the modality, by which data
+            derived from it (token ids) are found; None where the elements come from no store.
+        unreadable: int64 scalar, how many elements a `Reader` left out because they could not be read; None where it
+            counts none.
     """
 
     row: Tensor
     hours_before: Tensor
     values: Tensor | tuple[str, ...]
     variable: Tensor | None = None
+    index: Tensor | None = None
+    unreadable: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,29 @@ class PatientBatch(_Packed):
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])
+
+
+# elements whose values are strings → those of them that could be read, with tensors as values, in their order
+Reader = Callable[[Elements], Elements]
+
+
+def read(batch: PatientBatch, readers: Mapping[str, Reader]) -> PatientBatch:
+    """Open what is still a file's name; a sample none of whose elements could be read is not observed.
+
+    Args:
+        batch: B samples.
+        readers: By modality; what has none, or was read already, stays as it is.
+    """
+    elements, observed = dict(batch.elements), batch.observed
+    for m, (name, given) in enumerate(batch.elements.items()):
+        if name not in readers or isinstance(given.values, Tensor):
+            continue
+        elements[name] = taken = readers[name](given)
+        if len(taken.row) < len(given.row):
+            observed = observed.clone()
+            observed[:, m] = False
+            observed[taken.row, m] = True
+    return replace(batch, elements=elements, observed=observed)
 
 
 @dataclass(frozen=True)

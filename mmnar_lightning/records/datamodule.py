@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from mmnar_lightning.records.batch import Reader
 from mmnar_lightning.records.dataset import RecordDataset
 from mmnar_lightning.records.fitting import fit_schema
 from mmnar_lightning.records.loading import EpochBatches, RecordLoader
@@ -45,7 +46,7 @@ class RecordDataModule(LightningDataModule):
         splits: How patients are divided.
         min_patients: Least number of training patients for an item or a code to be used.
         batch_size: Samples a batch on each device.
-        workers: Loader processes; 0 is fastest for stores on a local disk.
+        workers: Loader processes; 0 is fastest for stores on a local disk, unless there are images to open.
         seed: Seed of the order of training batches; None takes the run's `seed_everything`.
         predict_splits: Which samples `predict` goes over.
         schema_of: Checkpoint whose schema is used in place of one fitted here; `mmnar validate`, `test` and `predict`
@@ -83,6 +84,10 @@ class RecordDataModule(LightningDataModule):
     @abstractmethod
     def prepare_store(self) -> Path:
         """Return the folder of a complete store, making it first where it is not there yet (other processes wait)."""
+
+    def image_folder(self, modality: str) -> Path | None:
+        """Return the folder that an `image` modality's file names are relative to; None where they are absolute."""
+        return None
 
     def prepare_data(self) -> None:
         """Prepare the store; on disk only, sets no state."""
@@ -150,16 +155,27 @@ class RecordDataModule(LightningDataModule):
         needed = {"fit": ("train", "val", "calibration"), "validate": ("val", "calibration"), "test": ("test",)}
         schema = self._model_schema()
         for name in needed.get(stage, ()):
-            self._datasets[name] = RecordDataset(self.records, schema, self.samples_of(name))
+            self._datasets[name] = self._dataset(schema, name)
         if stage == "predict":
             chosen = list(self.predict_splits)
             both = ["calibration", "conformal"] if "calibration" in chosen else []
-            self._datasets["predict"] = RecordDataset(self.records, schema, self.samples_of(*chosen, *both))
+            self._datasets["predict"] = self._dataset(schema, *chosen, *both)
         empty = [
             name for name in needed.get(stage, ("predict",)) if name != "calibration" and not len(self._datasets[name])
         ]
         if empty:
             raise ValueError(f"no sample is in {' and '.join(empty)}; check data.init_args.splits")
+
+    def _dataset(self, schema: RecordSchema, *splits: str) -> RecordDataset:
+        there = {m.name: self.image_folder(m.name) for m in schema.modalities if m.kind == "image"}
+        folders = {name: folder for name, folder in there.items() if folder is not None}
+        return RecordDataset(self.records, schema, self.samples_of(*splits), folders=folders)
+
+    def _readers(self) -> Mapping[str, Reader]:
+        """How the model of the run reads files. Asked for when a loader is made: the model is built by then."""
+        model = None if self.trainer is None else self.trainer.lightning_module
+        readers = getattr(model, "readers", None)
+        return readers() if callable(readers) else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return which samples were trained on, and how far this epoch got, for the checkpoint."""
@@ -223,6 +239,7 @@ class RecordDataModule(LightningDataModule):
             stage = {"train": "fit", "val": "fit", "calibration": "fit"}.get(name, name)
             raise RuntimeError(f"call setup({stage!r}) before asking for the loader of {name}")
         dataset, trainer = self._datasets[name], self.trainer
+        dataset.readers = dict(self._readers())
         seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         batches = EpochBatches(
             len(dataset),

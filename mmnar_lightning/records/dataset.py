@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmnar_lightning.records.batch import Elements, PatientBatch
+from mmnar_lightning.records.batch import Elements, PatientBatch, Reader, read
 from mmnar_lightning.records.schema import Modality, RecordSchema
 from mmnar_lightning.records.store import RecordStore, StoreError
 
@@ -30,13 +31,27 @@ class RecordDataset(Dataset[PatientBatch]):
         store: Where the values are.
         schema: What the model takes.
         samples: int64 [n], the samples of the store that belong to this dataset, in order.
+        readers: What opens files, by modality; without one the batch holds their names.
+        folders: Where relative file names of an `image` modality lie, by modality.
 
     Raises:
-        StoreError: If a modality is of another kind in the store than in the schema.
+        StoreError: If a modality is of another kind in the store than in the schema, or a folder is not there.
     """
 
-    def __init__(self, store: RecordStore, schema: RecordSchema, samples: Array) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        schema: RecordSchema,
+        samples: Array,
+        readers: Mapping[str, Reader] | None = None,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
         self.store, self.schema, self.samples = store, schema, samples
+        self.readers, self.folders = dict(readers or {}), dict(folders or {})
+        for name, folder in self.folders.items():
+            # else every file in it would be counted as unreadable
+            if not folder.is_dir():
+                raise StoreError(f"modality {name!r}: the folder of its files is not there: {folder}")
         frame = store.samples
         labels = [
             frame[f"label/{t}"].cast(pl.Float32).to_numpy()
@@ -55,15 +70,15 @@ class RecordDataset(Dataset[PatientBatch]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __reduce__(self) -> tuple[type[RecordDataset], tuple[RecordStore, RecordSchema, Array]]:
+    def __reduce__(self) -> tuple[type[RecordDataset], tuple[Any, ...]]:
         # a worker that is spawned rather than forked maps the store itself
-        return (RecordDataset, (self.store, self.schema, self.samples))
+        return (RecordDataset, (self.store, self.schema, self.samples, self.readers, self.folders))
 
     def __getitem__(self, row: int) -> PatientBatch:
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> PatientBatch:
-        """Gather the batch of these rows (possibly none)."""
+        """Gather the batch of these rows (possibly none), files opened where there is a reader."""
         sample = self.samples[np.asarray(rows, dtype=np.int64)]
         observed = np.zeros((len(sample), len(self.schema.modalities)), dtype=bool)
         elements = {}
@@ -76,13 +91,14 @@ class RecordDataset(Dataset[PatientBatch]):
             elements[modality.name] = gather(start, count)
         target = self._labels[sample]
         labelled = ~np.isnan(target)
-        return PatientBatch(
+        batch = PatientBatch(
             elements=elements,
             observed=torch.from_numpy(observed),
             targets=torch.from_numpy(np.where(labelled, target, np.float32(0))),
             labelled=torch.from_numpy(labelled),
             sample=torch.from_numpy(sample),
         )
+        return read(batch, self.readers)
 
     def _reader(self, modality: Modality) -> Gather:
         if modality.name not in self.store.schema.names:
@@ -95,9 +111,13 @@ class RecordDataset(Dataset[PatientBatch]):
             )
         store, file = self.store, f"modality/{modality.name}.arrow"
         hours = store.column(file, "hours_before")
-        if modality.kind in ("text", "image"):
+        indexed = modality.kind in ("text", "image")
+        if indexed:
             strings = store.strings(file)
             values: Callable[[Array], Tensor | tuple[str, ...]] = lambda e: tuple(strings.take(e).to_pylist())  # noqa: E731
+            if modality.kind == "image" and (folder := self.folders.get(modality.name)) is not None:
+                # an absolute name stays as it is
+                values = lambda e: tuple(str(folder / name) for name in strings.take(e).to_pylist())  # noqa: E731
         elif modality.kind == "vector":
             values = _columns(store.column(file, "values"), there.items, modality.items)
         elif modality.kind == "codes":
@@ -107,7 +127,8 @@ class RecordDataset(Dataset[PatientBatch]):
 
         def gather(start: Array, count: Array) -> Elements:
             row, element = _elements(start, count)
-            return Elements(torch.from_numpy(row), torch.from_numpy(hours[element]), values(element))
+            index = torch.from_numpy(element) if indexed else None
+            return Elements(torch.from_numpy(row), torch.from_numpy(hours[element]), values(element), index=index)
 
         return gather
 

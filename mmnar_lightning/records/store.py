@@ -52,7 +52,9 @@ def write_store(
             `label/<task>` (null = unknown), `group/<name>`, `reason/<modality>`, optional `split`.
         elements: By modality: `sample` (row of `samples`, ascending), `hours_before` ≥ 0, and the values of its kind:
             one column an item (`vector`), `code` (`codes`), `variable` and `value` (`series`), `text`, or `path`
-            (`image`). Rows without any value are left out, so that observed means at least one value.
+            (`image`). Rows without any value are left out, so that observed means at least one value. Where the
+            samples say why a modality is absent (`reason/<modality>`), one whose rows all lack a value is
+            ``unreadable``, and what is observed has no reason.
         manifest: Further JSON entries (counts, options, sources). Nothing that changes from run to run.
 
     Returns:
@@ -105,8 +107,13 @@ def _write_files(
     metadata = {"mmnar.fingerprint": fingerprint}
     columns = samples.with_row_index("sample").with_columns(pl.col("sample").cast(pl.Int64))
     for modality in schema.modalities:
-        frame = _with_values(modality, elements[modality.name], samples.height)
+        given = elements[modality.name]
+        frame = _with_values(modality, given, samples.height)
         start, stop = _ranges(frame["sample"].to_numpy(), samples.height)
+        if (reason := f"reason/{modality.name}") in columns.columns:
+            tried = pl.Series(np.isin(np.arange(samples.height), given["sample"].to_numpy()))
+            absent = pl.when(tried).then(pl.lit("unreadable")).otherwise(pl.col(reason))
+            columns = columns.with_columns(pl.when(pl.Series(stop == start)).then(absent).alias(reason))
         columns = columns.with_columns(
             pl.Series(f"observed/{modality.name}", stop > start),
             pl.Series(f"start/{modality.name}", start),

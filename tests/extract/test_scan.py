@@ -4,6 +4,7 @@ import gzip
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 
@@ -135,6 +136,34 @@ def test_a_missing_root_a_file_as_root_and_a_missing_table(tmp_path: Path) -> No
     root = write(tmp_path / "raw", "x\n1\n", "x.csv")
     with pytest.raises(ExtractError, match=r"missing tables t, hosp/u \(as \.parquet, \.csv\.gz, \.csv\)"):
         locate(root, [TABLE, other])
+
+
+def test_a_table_may_lie_in_a_folder_of_its_own(tmp_path: Path, cache: Path | None) -> None:
+    write(tmp_path / "raw", "x\n1\n", "x.csv")
+    write(tmp_path / "apart", "")
+    write(tmp_path / "apart" / "Note", "a,b,c\n1,2.5,x\n")
+    apart = replace(TABLE, file="note/t", folder=tmp_path / "apart")
+    assert scan(tmp_path / "raw", apart, cache).collect().rows() == [(1, 2.5, "x")]
+    # what is read counts, not where it lies
+    assert apart.describe() == replace(apart, folder=None).describe()
+    write(tmp_path / "apart" / "Note", "a,b,c\n1,wrong,x\n")
+    with pytest.raises(ExtractError, match=r"^Note/t\.csv: column b: 1 row"):
+        scan(tmp_path / "raw", apart, cache)
+
+
+def test_the_folder_of_a_table_is_missing(tmp_path: Path) -> None:
+    root = write(tmp_path / "raw", "a,b,c\n1,2,x\n")
+    gone, bare = tmp_path / "gone", tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(ExtractError, match="gone: the folder of table t does not exist"):
+        scan(root, replace(TABLE, folder=gone))
+    with pytest.raises(ExtractError, match=r"bare: missing table t \(as"):
+        scan(root, replace(TABLE, folder=bare))
+    for folder in (gone, bare):
+        assert scan(root, replace(TABLE, folder=folder, optional=True)).collect().height == 0
+    with pytest.raises(ExtractError, match="raw: missing table u .*\n.*bare: missing tables v, w "):
+        here = [TableSpec(name, name, TABLE.columns, None) for name in "uvw"]
+        locate(root, [TABLE, here[0], *(replace(spec, folder=bare) for spec in here[1:])])
 
 
 def test_two_files_that_differ_in_case_are_refused(tmp_path: Path) -> None:

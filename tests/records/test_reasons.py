@@ -55,3 +55,20 @@ def test_only_training_rows_say_what_a_site_collects(tmp_path: Path) -> None:
     assert set(by_train["reason"]) == {"not_collected"}
     assert set(availability_reasons(store, np.arange(49)).filter(modality="labs")["reason"]) == {"unknown"}
     assert set(availability_reasons(store, np.arange(60)).filter(modality="labs")["reason"]) == {"not_ordered"}
+
+
+def test_rows_without_a_value_make_an_absence_unreadable_and_what_is_observed_has_no_reason(tmp_path: Path) -> None:
+    schema = RecordSchema((Modality("film", "image"),), (Task("death"),))
+    reasons = ["not_ordered", "not_ordered", "not_collected", None]
+    samples = pl.DataFrame(
+        {"patient": list("abcd"), "site": None, "prediction_time": 0.0, "label/death": False, "reason/film": reasons},
+        schema_overrides={"site": pl.String},
+    )
+    # the first has a film and a broken one, the second only a broken one
+    films = pl.DataFrame(
+        {"sample": [0, 0, 1], "hours_before": [1.0, 2.0, 3.0], "path": ["a.jpg", None, None]},
+        schema_overrides={"sample": pl.Int64},
+    )
+    store = RecordStore(write_store(tmp_path, "reasons", "all", "1" * 16, schema, samples, {"film": films}, {}))
+    assert store.samples["observed/film"].to_list() == [True, False, False, False]
+    assert store.samples["reason/film"].to_list() == [None, "unreadable", "not_collected", None]

@@ -1,0 +1,155 @@
+"""Labs and vitals of a MIMIC-IV sample: statistics of what was measured in its window and known by its prediction time.
+
+A measurement belongs to a sample by its patient and its time, also where ``hadm_id`` is missing (as it is for most of
+what was drawn in the emergency department). Its value is brought to the unit of its variable, and is null outside the
+variable's plausible range; both stand in ``catalogue/{labs,vitals,outputs}.csv``. What the laboratory measured is read
+from labevents alone: the copies of it in chartevents are in no catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from mmnar_lightning.extract import ItemCatalogue, TableSpec, aggregate, items, pivot
+from mmnar_mimic4 import tables
+from mmnar_mimic4.tables import SUBJECT, catalogue
+from mmnar_mimic4.windows import Source
+
+STATS = ("last", "min", "max", "mean", "count")
+# Inspired oxygen is charted as 0.4 and as 40, without a unit that tells: at most 1 is a fraction.
+FRACTIONS = (50816, 223835)
+# Values that are held at once, some 150 bytes each: memory stays flat in the number of rows.
+BATCH = 1_000_000
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The catalogued items of a table.
+
+    Args:
+        spec: The table; its items stand in ``itemid``.
+        listed: Its catalogue.
+        number: Column with the value.
+        unit: Column with the unit, or None where the table has none.
+    """
+
+    spec: TableSpec
+    listed: ItemCatalogue
+    number: str
+    unit: str | None = None
+
+    @property
+    def _catalogued(self) -> pl.Expr:
+        return pl.col("itemid").is_in([int(raw_id) for raw_id in self.listed.raw_ids])
+
+    def tally(self, source: Source) -> None:
+        """Log what of the table is not used."""
+        without = self._catalogued & pl.col(self.number).is_null()
+        sums = source.frames[self.spec.name].select(strange=(~self._catalogued).sum(), without=without.sum())
+        strange, no_number = sums.collect(engine="streaming").row(0)
+        source.log.add(self.spec.name, "rows of items not in the catalogue", strange)
+        source.log.add(self.spec.name, "rows of catalogued items without a number, not used", no_number)
+
+    def known(self, source: Source, count: bool = False) -> pl.LazyFrame:
+        """Rows of catalogued items with a ``number`` that a sample may contain: what is cheap to drop goes first."""
+        ends = source.samples[SUBJECT].min(), source.samples[SUBJECT].max()
+        # patients in order are a range of ids: of a table in their order, whole row groups are skipped
+        theirs = pl.col(SUBJECT).is_between(*ends) if source.samples.height else pl.lit(False)
+        frame = source.frames[self.spec.name].filter(theirs, self._catalogued, pl.col(self.number).is_not_null())
+        return source.known(self.spec, frame.rename({self.number: "number"}), count)
+
+    def values(self, source: Source) -> pl.LazyFrame:
+        """Values that a sample may contain, one a row.
+
+        Returns:
+            ``sample``, ``itemid``, ``variable``, ``time``, ``hours_before``, ``value`` (null where it is impossible or
+            in an unknown unit) and ``strange`` (whether it is the latter).
+        """
+        frame, strange = self.known(source), pl.lit(False)
+        if self.unit is not None:
+            share = pl.col("itemid").is_in(FRACTIONS) & (pl.col("number") <= 1)
+            frame = frame.with_columns(pl.when(share).then(pl.lit("fraction")).otherwise(self.unit).alias(self.unit))
+            strange = self.listed.unknown_unit(pl.col("itemid"), pl.col(self.unit))
+        converted = self.listed.apply(frame, "itemid", "number", self.unit, unknown_unit="count")
+        return converted.select("sample", "itemid", "variable", "time", "hours_before", "value", strange=strange)
+
+
+def _batches(source: Source, measurements: tuple[Measurements, ...]) -> Iterator[Source]:
+    """Split the samples, in order, into batches of about `BATCH` values; there is at least one."""
+    known = [one.known(source, count=True).select("sample") for one in measurements]
+    rows = pl.concat(known).group_by("sample").len("rows").collect(engine="streaming")
+    sized = source.samples.join(rows, on="sample", how="left", maintain_order="left")
+    batch = pl.col("rows").fill_null(0).cast(pl.Int64).cum_sum() // BATCH
+    numbered = sized.select(batch=batch)["batch"]
+    for number in numbered.unique(maintain_order=True) if len(numbered) else [0]:
+        yield replace(source, samples=source.samples.filter(numbered == number))
+
+
+def _log_nulled(source: Source, measurements: tuple[Measurements, ...], nulled: pl.DataFrame) -> None:
+    sums = nulled.group_by("variable").agg(implausible=(~pl.col("strange")).sum(), unit=pl.col("strange").sum())
+    found = {row[0]: row[1:] for row in sums.rows()}
+    for one in measurements:
+        for variable in one.listed.variables:
+            implausible, unit = found.get(variable, (0, 0))
+            if implausible:
+                source.log.add(one.spec.name, f"implausible values of {variable}, nulled", implausible)
+            if unit:
+                source.log.add(one.spec.name, f"values of {variable} in an unknown unit, nulled", unit)
+
+
+def measured(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataFrame:
+    """Statistics of measured values.
+
+    The same value of the same item at the same time is one measurement, however often it was filed. Of several values
+    at the last time the largest is the last.
+
+    Args:
+        source: The samples and the tables.
+        measurements: What of the tables is read; each variable stands in one catalogue.
+
+    Returns:
+        ``sample`` (Int64, ascending; only samples with a value), ``hours_before`` (Float32; hours from the last
+        measurement to the prediction time) and one column per variable and statistic (Float32; null = not measured).
+    """
+    for one in measurements:
+        one.tally(source)
+    long, since, nulled = [], [], []
+    for part in _batches(source, measurements):
+        rows = pl.concat([one.values(part) for one in measurements]).collect(engine="streaming").lazy()
+        kept = rows.filter(pl.col("value").is_not_null())
+        once = kept.group_by("sample", "itemid", "time", "value").agg(pl.first("variable"))
+        long.append(aggregate(once, time="time", stats=STATS).collect(engine="streaming"))
+        since.append(kept.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect())
+        nulled.append(rows.filter(pl.col("value").is_null()).select("variable", "strange").collect())
+    _log_nulled(source, measurements, pl.concat(nulled))
+    variables = tuple(variable for one in measurements for variable in one.listed.variables)
+    wide = pivot(pl.concat(long).lazy(), variables, STATS)
+    wide = wide.join(pl.concat(since), on="sample", how="left", validate="1:1", maintain_order="left")
+    return wide.select("sample", "hours_before", pl.exclude("sample", "hours_before"))
+
+
+def lab_items() -> tuple[str, ...]:
+    """Names of the columns of `labs`, in order."""
+    return items(catalogue("labs").variables, STATS)
+
+
+def vital_items() -> tuple[str, ...]:
+    """Names of the columns of `vitals`, in order: those of chartevents, then those of outputevents."""
+    return items((*catalogue("vitals").variables, *catalogue("outputs").variables), STATS)
+
+
+def labs(source: Source) -> pl.DataFrame:
+    """``labs``: statistics of labevents in the window, as `measured` has them, with the columns `lab_items`."""
+    return measured(source, (Measurements(tables.labs(), catalogue("labs"), "valuenum", "valueuom"),))
+
+
+def vitals(source: Source) -> pl.DataFrame:
+    """``vitals``: statistics of chartevents, and of the volumes in outputevents, in the window.
+
+    As `measured` has them, with the columns `vital_items`.
+    """
+    charts = Measurements(tables.charts(), catalogue("vitals"), "valuenum", "valueuom")
+    return measured(source, (charts, Measurements(tables.OUTPUTS, catalogue("outputs"), "value")))

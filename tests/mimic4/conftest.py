@@ -1,0 +1,226 @@
+"""Small hand-made extracts in MIMIC-IV's raw layout: as polars frames, or written as files."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from mmnar_lightning.extract import TableSpec
+from mmnar_mimic4 import tables
+
+_EVENT = "subject_id,hadm_id,stay_id,caregiver_id"
+_GIVEN = "starttime,endtime,storetime,itemid"
+# Full headers of MIMIC-IV 2.2 and 3.1 (those of MIMIC-IV-Note 2.2 and MIMIC-CXR-JPG below), so that most columns are
+# ones that the extractor must not read.
+HEADERS = {
+    "hosp/admissions": "subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,admit_provider_id,"
+    "admission_location,discharge_location,insurance,language,marital_status,race,edregtime,edouttime,"
+    "hospital_expire_flag",
+    "hosp/patients": "subject_id,gender,anchor_age,anchor_year,anchor_year_group,dod",
+    "hosp/transfers": "subject_id,hadm_id,transfer_id,eventtype,careunit,intime,outtime",
+    "hosp/services": "subject_id,hadm_id,transfertime,prev_service,curr_service",
+    "hosp/labevents": "labevent_id,subject_id,hadm_id,specimen_id,itemid,order_provider_id,charttime,storetime,value,"
+    "valuenum,valueuom,ref_range_lower,ref_range_upper,flag,priority,comments",
+    "hosp/d_labitems": "itemid,label,fluid,category",
+    "hosp/microbiologyevents": "microevent_id,subject_id,hadm_id,micro_specimen_id,order_provider_id,chartdate,"
+    "charttime,spec_itemid,spec_type_desc,test_seq,storedate,storetime,test_itemid,test_name,org_itemid,org_name,"
+    "isolate_num,quantity,ab_itemid,ab_name,dilution_text,dilution_comparison,dilution_value,interpretation,comments",
+    "hosp/prescriptions": "subject_id,hadm_id,pharmacy_id,poe_id,poe_seq,order_provider_id,starttime,stoptime,"
+    "drug_type,drug,formulary_drug_cd,gsn,ndc,prod_strength,form_rx,dose_val_rx,dose_unit_rx,form_val_disp,"
+    "form_unit_disp,doses_per_24_hrs,route",
+    "hosp/diagnoses_icd": "subject_id,hadm_id,seq_num,icd_code,icd_version",
+    "hosp/procedures_icd": "subject_id,hadm_id,seq_num,chartdate,icd_code,icd_version",
+    "hosp/provider": "provider_id",
+    "icu/icustays": "subject_id,hadm_id,stay_id,first_careunit,last_careunit,intime,outtime,los",
+    "icu/chartevents": f"{_EVENT},charttime,storetime,itemid,value,valuenum,valueuom,warning",
+    "icu/outputevents": f"{_EVENT},charttime,storetime,itemid,value,valueuom",
+    "icu/inputevents": f"{_EVENT},{_GIVEN},amount,amountuom,rate,rateuom,orderid,linkorderid,ordercategoryname,"
+    "secondaryordercategoryname,ordercomponenttypedescription,ordercategorydescription,patientweight,totalamount,"
+    "totalamountuom,isopenbag,continueinnextdept,statusdescription,originalamount,originalrate",
+    "icu/procedureevents": f"{_EVENT},{_GIVEN},value,valueuom,location,locationcategory,orderid,linkorderid,"
+    "ordercategoryname,ordercategorydescription,patientweight,isopenbag,continueinnextdept,statusdescription,"
+    "ORIGINALAMOUNT,ORIGINALRATE",
+    "icu/caregiver": "caregiver_id",
+    "note/discharge": "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
+    "note/radiology": "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
+    "mimic-cxr-2.0.0-metadata": "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,"
+    "Columns,StudyDate,StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"
+    "PatientOrientationCodeSequence_CodeMeaning",
+}
+OPTIONAL = ("note/discharge", "note/radiology", "mimic-cxr-2.0.0-metadata")
+LAB_LABELS = {
+    50912: "Creatinine",
+    50971: "Potassium",
+    50983: "Sodium",
+    51222: "Hemoglobin",
+    53132: "Absolute Lymphocyte Count",
+    53152: "HIV FINAL",
+}
+COHORT_SPECS = (
+    tables.PATIENTS,
+    tables.DEATHS,
+    tables.ADMISSIONS,
+    tables.DISCHARGES,
+    tables.ICU_STAYS,
+    tables.ICU_ENDS,
+)
+SUBJECT = 10_000_001
+START = datetime(2150, 6, 1, 12)  # what `day(0)` is
+
+
+def day(days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0) -> datetime:
+    """A time so long after noon of 1 June 2150."""
+    return START + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+@dataclass
+class RawTables:
+    """Rows of a raw extract, by table (``hosp/admissions``, …). Every `add` and its short forms return the object."""
+
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {table: [] for table in HEADERS})
+
+    def add(self, table: str, **columns: Any) -> RawTables:
+        """Add a row; columns not given are null. Times are datetimes, dates dates."""
+        unknown = set(columns) - set(HEADERS[table].split(","))
+        assert not unknown, unknown
+        self.rows[table].append(columns)
+        return self
+
+    def patient(self, subject: int = SUBJECT, **columns: Any) -> RawTables:
+        """Add a patient: by default a woman of 60 in 2150, which was between 2011 and 2013, alive."""
+        usual = {"gender": "F", "anchor_age": 60, "anchor_year": 2150, "anchor_year_group": "2011 - 2013"}
+        return self.add("hosp/patients", **{"subject_id": subject, **usual, **columns})
+
+    def admission(
+        self, hadm: int, admit: datetime, discharge: datetime | None, subject: int = SUBJECT, **columns: Any
+    ) -> RawTables:
+        """Add an admission: by default an emergency that went home, without a time in the emergency department."""
+        usual = {
+            "admission_type": "EW EMER.",
+            "admit_provider_id": "P00001",
+            "admission_location": "EMERGENCY ROOM",
+            "discharge_location": "HOME",
+            "insurance": "Medicare",
+            "language": "ENGLISH",
+            "marital_status": "MARRIED",
+            "race": "WHITE",
+            "hospital_expire_flag": 0,
+        }
+        times = {"subject_id": subject, "hadm_id": hadm, "admittime": admit, "dischtime": discharge}
+        return self.add("hosp/admissions", **{**times, **usual, **columns})
+
+    def icu_stay(
+        self,
+        stay: int,
+        hadm: int,
+        intime: datetime,
+        outtime: datetime | None,
+        subject: int = SUBJECT,
+        **columns: Any,
+    ) -> RawTables:
+        """Add an ICU stay, by default in the MICU."""
+        unit = "Medical Intensive Care Unit (MICU)"
+        usual = {"first_careunit": unit, "last_careunit": unit}
+        times = {"subject_id": subject, "hadm_id": hadm, "stay_id": stay, "intime": intime, "outtime": outtime}
+        return self.add("icu/icustays", **{**times, **usual, **columns})
+
+    def frame(self, spec: TableSpec) -> pl.DataFrame:
+        """The rows of a table as its spec lists them, typed."""
+        rows = [{name: row.get(name) for name in spec.columns} for row in self.rows[spec.file]]
+        return pl.DataFrame(rows, schema=spec.schema, strict=False)
+
+    def lazy(self, *specs: TableSpec) -> dict[str, pl.LazyFrame]:
+        """Tables by name as `Source.frames` takes them."""
+        return {spec.name: self.frame(spec).lazy() for spec in specs}
+
+    def cohort_frames(self) -> dict[str, pl.DataFrame]:
+        """Tables by name as `build_cohort` takes them."""
+        return {spec.name: self.frame(spec) for spec in COHORT_SPECS}
+
+    def write(self, folder: Path, suffix: str = ".csv.gz", without: Sequence[str] = ()) -> Path:
+        """Write the tables as ``.csv``, ``.csv.gz`` or ``.parquet`` (all columns text), save those in `without`.
+
+        No table that an extractor needs may be empty: a row of the first patient that has no time, and so is never
+        known, stands in. Notes and films are written only where there are rows.
+        """
+        patients = self.rows["hosp/patients"]
+        nobody = {"subject_id": patients[0]["subject_id"] if patients else SUBJECT}
+        stand_ins: dict[str, list[dict[str, Any]]] = {table: [nobody] for table in HEADERS}
+        stand_ins["hosp/d_labitems"] = [
+            {"itemid": item, "label": label, "fluid": "Blood", "category": "Chemistry"}
+            for item, label in LAB_LABELS.items()
+        ]
+        stand_ins["hosp/provider"] = [{"provider_id": "P00001"}]
+        stand_ins["icu/caregiver"] = [{"caregiver_id": 1}]
+        for table in ("hosp/diagnoses_icd", "hosp/procedures_icd"):
+            stand_ins[table] = [nobody | {"hadm_id": 0}]
+        stand_ins["icu/icustays"] = [nobody | {"hadm_id": 0, "stay_id": 0, "intime": datetime(1900, 1, 1)}]
+        for table, header in HEADERS.items():
+            rows = self.rows[table]
+            if table in without or (table in OPTIONAL and not rows):
+                continue
+            write_table(folder / f"{table}{suffix}", header.split(","), rows or stand_ins[table])
+        return folder
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[dict[str, Any]]) -> Path:
+    """Write one table by the suffix of its path; nulls are empty fields."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = [[as_text(row.get(name)) for name in header] for row in rows]
+    if path.name.endswith(".parquet"):
+        pl.DataFrame(table, schema=dict.fromkeys(header, pl.String), orient="row").write_parquet(path)
+        return path
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if value is None else value for value in row] for row in table)
+    raw = text.getvalue().encode()
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.name.endswith(".gz") else raw)
+    return path
+
+
+def as_text(value: Any) -> str | None:
+    """A value as MIMIC-IV writes it."""
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, date):
+        return value.isoformat()
+    return None if value is None else str(value)
+
+
+@pytest.fixture
+def raw() -> RawTables:
+    """An extract without rows: `raw.patient().admission(1, day(0), day(3)).add("hosp/labevents", …)`."""
+    return RawTables()
+
+
+@pytest.fixture(scope="session")
+def new_raw() -> Callable[[], RawTables]:
+    """`new_raw()` makes an extract without rows."""
+    return RawTables
+
+
+@pytest.fixture(scope="session")
+def at() -> Callable[..., datetime]:
+    """`at(days, hours, minutes, seconds)` is a time so long after noon of 1 June 2150."""
+    return day
+
+
+@pytest.fixture(scope="session")
+def demo_root() -> Path:
+    """The open MIMIC-IV demo; skips where it is absent."""
+    shared = os.environ.get("MMNAR_SHARED_DATA")
+    root = (Path(shared) if shared else Path(__file__).parents[3] / "shared" / "data") / "mimic-iv-demo"
+    if not (root / "hosp" / "admissions.csv.gz").is_file():
+        pytest.skip(f"NOT TESTED: the MIMIC-IV demo is absent ({root}); set MMNAR_SHARED_DATA to its parent folder")
+    return root

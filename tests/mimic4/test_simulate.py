@@ -1,0 +1,585 @@
+import csv
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from mmnar_lightning.__main__ import main
+from mmnar_lightning.simulation import MechanismKind
+from mmnar_mimic4.simulate import MARKER, simulate
+from mmnar_mimic4.tfrecords import read_example, read_tfrecord
+
+SHARED = Path(os.environ.get("MMNAR_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+PERSONS = 600  # two chunks, the second cut
+SUBJECT = "subject_id"
+_EVENT = "subject_id,hadm_id,stay_id,caregiver_id"
+_NOTE = "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text"
+_DETAIL = "note_id,subject_id,field_name,field_value,field_ordinal"
+# MIMIC-IV 2.2 and 3.1, MIMIC-IV-Note 2.2, MIMIC-CXR-JPG 2.0.0, in full.
+HEADERS = {
+    "hosp/admissions": "subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,admit_provider_id,"
+    "admission_location,discharge_location,insurance,language,marital_status,race,edregtime,edouttime,"
+    "hospital_expire_flag",
+    "hosp/d_hcpcs": "code,category,long_description,short_description",
+    "hosp/d_icd_diagnoses": "icd_code,icd_version,long_title",
+    "hosp/d_icd_procedures": "icd_code,icd_version,long_title",
+    "hosp/d_labitems": "itemid,label,fluid,category",
+    "hosp/diagnoses_icd": "subject_id,hadm_id,seq_num,icd_code,icd_version",
+    "hosp/drgcodes": "subject_id,hadm_id,drg_type,drg_code,description,drg_severity,drg_mortality",
+    "hosp/emar": "subject_id,hadm_id,emar_id,emar_seq,poe_id,pharmacy_id,enter_provider_id,charttime,medication,"
+    "event_txt,scheduletime,storetime",
+    "hosp/emar_detail": "subject_id,emar_id,emar_seq,parent_field_ordinal,administration_type,pharmacy_id,barcode_type,"
+    "reason_for_no_barcode,complete_dose_not_given,dose_due,dose_due_unit,dose_given,dose_given_unit,"
+    "will_remainder_of_dose_be_given,product_amount_given,product_unit,product_code,product_description,"
+    "product_description_other,prior_infusion_rate,infusion_rate,infusion_rate_adjustment,"
+    "infusion_rate_adjustment_amount,infusion_rate_unit,route,infusion_complete,completion_interval,new_iv_bag_hung,"
+    "continued_infusion_in_other_location,restart_interval,side,site,non_formulary_visual_verification",
+    "hosp/hcpcsevents": "subject_id,hadm_id,chartdate,hcpcs_cd,seq_num,short_description",
+    "hosp/labevents": "labevent_id,subject_id,hadm_id,specimen_id,itemid,order_provider_id,charttime,storetime,value,"
+    "valuenum,valueuom,ref_range_lower,ref_range_upper,flag,priority,comments",
+    "hosp/microbiologyevents": "microevent_id,subject_id,hadm_id,micro_specimen_id,order_provider_id,chartdate,"
+    "charttime,spec_itemid,spec_type_desc,test_seq,storedate,storetime,test_itemid,test_name,org_itemid,org_name,"
+    "isolate_num,quantity,ab_itemid,ab_name,dilution_text,dilution_comparison,dilution_value,interpretation,comments",
+    "hosp/omr": "subject_id,chartdate,seq_num,result_name,result_value",
+    "hosp/patients": "subject_id,gender,anchor_age,anchor_year,anchor_year_group,dod",
+    "hosp/pharmacy": "subject_id,hadm_id,pharmacy_id,poe_id,starttime,stoptime,medication,proc_type,status,entertime,"
+    "verifiedtime,route,frequency,disp_sched,infusion_type,sliding_scale,lockout_interval,basal_rate,one_hr_max,"
+    "doses_per_24_hrs,duration,duration_interval,expiration_value,expiration_unit,expirationdate,dispensation,"
+    "fill_quantity",
+    "hosp/poe": "poe_id,poe_seq,subject_id,hadm_id,ordertime,order_type,order_subtype,transaction_type,"
+    "discontinue_of_poe_id,discontinued_by_poe_id,order_provider_id,order_status",
+    "hosp/poe_detail": "poe_id,poe_seq,subject_id,field_name,field_value",
+    "hosp/prescriptions": "subject_id,hadm_id,pharmacy_id,poe_id,poe_seq,order_provider_id,starttime,stoptime,"
+    "drug_type,drug,formulary_drug_cd,gsn,ndc,prod_strength,form_rx,dose_val_rx,dose_unit_rx,form_val_disp,"
+    "form_unit_disp,doses_per_24_hrs,route",
+    "hosp/procedures_icd": "subject_id,hadm_id,seq_num,chartdate,icd_code,icd_version",
+    "hosp/provider": "provider_id",
+    "hosp/services": "subject_id,hadm_id,transfertime,prev_service,curr_service",
+    "hosp/transfers": "subject_id,hadm_id,transfer_id,eventtype,careunit,intime,outtime",
+    "icu/caregiver": "caregiver_id",
+    "icu/chartevents": f"{_EVENT},charttime,storetime,itemid,value,valuenum,valueuom,warning",
+    "icu/d_items": "itemid,label,abbreviation,linksto,category,unitname,param_type,lownormalvalue,highnormalvalue",
+    "icu/datetimeevents": f"{_EVENT},charttime,storetime,itemid,value,valueuom,warning",
+    "icu/icustays": "subject_id,hadm_id,stay_id,first_careunit,last_careunit,intime,outtime,los",
+    "icu/ingredientevents": f"{_EVENT},starttime,endtime,storetime,itemid,amount,amountuom,rate,rateuom,orderid,"
+    "linkorderid,statusdescription,originalamount,originalrate",
+    "icu/inputevents": f"{_EVENT},starttime,endtime,storetime,itemid,amount,amountuom,rate,rateuom,orderid,linkorderid,"
+    "ordercategoryname,secondaryordercategoryname,ordercomponenttypedescription,ordercategorydescription,"
+    "patientweight,totalamount,totalamountuom,isopenbag,continueinnextdept,statusdescription,originalamount,"
+    "originalrate",
+    "icu/outputevents": f"{_EVENT},charttime,storetime,itemid,value,valueuom",
+    "icu/procedureevents": f"{_EVENT},starttime,endtime,storetime,itemid,value,valueuom,location,locationcategory,"
+    "orderid,linkorderid,ordercategoryname,ordercategorydescription,patientweight,isopenbag,continueinnextdept,"
+    "statusdescription,ORIGINALAMOUNT,ORIGINALRATE",
+    "note/discharge": _NOTE,
+    "note/radiology": _NOTE,
+    "note/discharge_detail": _DETAIL,
+    "note/radiology_detail": _DETAIL,
+    "cxr/mimic-cxr-2.0.0-metadata": "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,"
+    "Columns,StudyDate,StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"
+    "PatientOrientationCodeSequence_CodeMeaning",
+    "cxr/mimic-cxr-2.0.0-split": "dicom_id,study_id,subject_id,split",
+    "cxr/mimic-cxr-2.0.0-chexpert": "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,"
+    "Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,"
+    "Pneumothorax,Support Devices",
+}
+KEYS = {"hosp/admissions": "hadm_id", "hosp/labevents": "labevent_id", "icu/icustays": "stay_id",
+        "hosp/transfers": "transfer_id", "hosp/microbiologyevents": "microevent_id", "note/radiology": "note_id",
+        "note/discharge": "note_id", "hosp/patients": SUBJECT, "cxr/mimic-cxr-2.0.0-metadata": "dicom_id",
+        "hosp/poe": "poe_id", "hosp/emar": "emar_id"}  # fmt: skip
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def table(folder: Path, name: str) -> pl.DataFrame:
+    return pl.read_csv(folder / f"{name}.csv.gz", infer_schema=False)
+
+
+def timed(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    return frame.with_columns(pl.col(c).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us") for c in columns)
+
+
+def read_truth(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "truth" / "*.parquet").with_columns(pl.col(SUBJECT, "hadm_id").cast(pl.String))
+
+
+@pytest.fixture(scope="module")
+def extract(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("extract") / "raw"
+    simulate(folder, PERSONS, seed=3, film_size=32, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More people, of the later release and without films."""
+    folder = tmp_path_factory.mktemp("many") / "raw"
+    simulate(folder, 2048, seed=5, release="3.1", films="none", progress=False)
+    return folder
+
+
+@pytest.mark.shared_data
+def test_headers_are_those_of_the_real_tables() -> None:
+    demo = SHARED / "mimic-iv-demo"
+    if not demo.is_dir():
+        pytest.skip("the MIMIC-IV demo isn't here ($MMNAR_SHARED_DATA or ../shared/data)")
+    found = {f"{p.parent.name}/{p.name.removesuffix('.csv.gz')}": p for p in demo.rglob("*.csv.gz")}
+    assert set(found) == {name for name in HEADERS if name.startswith(("hosp/", "icu/"))}
+    for name, path in found.items():
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            assert ",".join(next(csv.reader(file))) == HEADERS[name], name
+
+
+def test_every_table_is_there_with_its_header_and_plain_csv_reads_it(extract: Path) -> None:
+    rows = json.loads((extract / MARKER).read_text())["rows"]
+    found = {str(p.relative_to(extract)).removesuffix(".csv.gz") for p in extract.rglob("*.csv.gz")}
+    assert found == set(HEADERS) == set(rows)
+    for name, header in HEADERS.items():
+        with gzip.open(extract / f"{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            assert ",".join(next(reader)) == header
+            lengths = [len(row) for row in reader]
+        assert set(lengths) == {header.count(",") + 1}, name
+        assert len(lengths) == rows[name] > 0, name
+
+
+def test_ids_look_like_the_real_ones_and_point_to_each_other(extract: Path) -> None:
+    people, admissions, stays = (table(extract, n) for n in ("hosp/patients", "hosp/admissions", "icu/icustays"))
+    assert len(people) == PERSONS
+    assert people[SUBJECT].str.contains(r"^1\d{7}$").all()
+    assert admissions["hadm_id"].str.contains(r"^2\d{7}$").all()
+    assert stays["stay_id"].str.contains(r"^3\d{7}$").all()
+    for name, header in HEADERS.items():
+        columns = header.split(",")
+        frame = table(extract, name)
+        if name in KEYS:
+            assert frame[KEYS[name]].is_unique().all(), name
+            assert frame[KEYS[name]].null_count() == 0, name
+        for column, known in ((SUBJECT, people), ("hadm_id", admissions), ("stay_id", stays)):
+            if column in columns:
+                assert set(frame[column].drop_nulls()) <= set(known[column]), (name, column)
+    transfers = table(extract, "hosp/transfers")
+    beds = stays.join(transfers, left_on="stay_id", right_on="transfer_id", how="inner")
+    assert (beds["intime"] == beds["intime_right"]).all()
+    assert len(beds) == len(stays)
+    for events, dictionary in (("hosp/labevents", "hosp/d_labitems"), ("icu/chartevents", "icu/d_items"),
+                               ("icu/inputevents", "icu/d_items"), ("icu/procedureevents", "icu/d_items")):  # fmt: skip
+        assert set(table(extract, events)["itemid"]) <= set(table(extract, dictionary)["itemid"]), events
+
+
+@pytest.mark.parametrize("films", ["jpg", "embeddings", "none"])
+def test_same_arguments_give_the_same_bytes(tmp_path: Path, films: str) -> None:
+    options = {"films": films, "film_size": 32, "progress": False}
+    simulate(tmp_path / "one", 60, 7, **options)  # type: ignore[arg-type]
+    simulate(tmp_path / "other", 60, 7, **options)  # type: ignore[arg-type]
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "other")
+    assert any(name.startswith("cxr/files/") for name in hashes(tmp_path / "one")) == (films != "none")
+    simulate(tmp_path / "seed", 60, 8, **options)  # type: ignore[arg-type]
+    assert hashes(tmp_path / "seed")["hosp/labevents.csv.gz"] != hashes(tmp_path / "one")["hosp/labevents.csv.gz"]
+
+
+def test_the_first_patients_are_the_same_however_many_follow(extract: Path, tmp_path: Path) -> None:
+    simulate(tmp_path / "few", 520, seed=3, film_size=32, progress=False)  # ends inside the second chunk
+    few, many = read_truth(tmp_path / "few"), read_truth(extract)
+    assert few[SUBJECT].n_unique() == 520
+    assert few.equals(many.head(len(few)))
+    kept = set(few[SUBJECT])
+    for name, header in HEADERS.items():
+        if SUBJECT in header.split(","):
+            small, large = table(tmp_path / "few", name), table(extract, name)
+            assert small.equals(large.filter(pl.col(SUBJECT).is_in(kept))), name
+    small_files, large_files = hashes(tmp_path / "few" / "cxr" / "files"), hashes(extract / "cxr" / "files")
+    assert len(small_files) < len(large_files)
+    assert small_files.items() <= large_files.items()
+
+
+def test_a_finished_extract_is_left_alone_and_another_is_not_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    simulate(folder, 5, films="none", progress=False)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    simulate(folder, 5, films="none", progress=False)
+    for changed in ({"patients": 6}, {"mechanism": "mcar"}, {"release": "3.1"}, {"films": "jpg"}):
+        name, value = next(iter(changed.items()))
+        with pytest.raises(FileExistsError, match=f"{name} .*, not {value!r}"):
+            simulate(folder, **{"patients": 5, "films": "none", "progress": False, **changed})  # type: ignore[arg-type]
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "thesis.txt").write_text("years of work")
+    for place in (own, own / "thesis.txt"):
+        with pytest.raises(FileExistsError, match="holds no simulated extract"):
+            simulate(place, 5, progress=False)
+    assert (own / "thesis.txt").read_text() == "years of work"
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_a_failure_half_way_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("mmnar_mimic4.simulated.measurements.micro", fail)
+    with pytest.raises(OSError, match="disk full"):
+        simulate(tmp_path / "raw", 5, progress=False)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_a_kill_half_way_leaves_no_folder_and_the_next_run_finishes(tmp_path: Path) -> None:
+    raw = str(tmp_path / "raw")
+    code = f"from pathlib import Path; from mmnar_mimic4.simulate import simulate; simulate(Path({raw!r}), 20000)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    half = tmp_path / ".raw.partial" / "truth" / "episodes-000000.parquet"
+    deadline = time.monotonic() + 60
+    while not half.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert half.exists()
+    assert not (tmp_path / "raw").exists()
+    simulate(tmp_path / "raw", 5, films="none", progress=False)
+    simulate(tmp_path / "fresh", 5, films="none", progress=False)
+    assert hashes(tmp_path / "raw") == hashes(tmp_path / "fresh")
+    assert not half.parent.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patients": 0}, "at least 1"),
+        ({"patients": 2_000_000}, "at most 1111111"),
+        ({"mechanism": "sometimes"}, "not one of mcar, mar, mnar"),
+        ({"strength": -1.0}, "not negative"),
+        ({"seed": -1}, "seed at least 0"),
+        ({"release": "3.0"}, "release '3.0' is not one of 2.2, 3.1"),
+        ({"films": "png"}, "films 'png' is not one of jpg, embeddings, none"),
+        ({"film_size": 4}, "film_size is 4; it must be at least 32"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(tmp_path / "raw", **{"progress": False, **arguments})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_quirks_of_stays(many: Path) -> None:
+    people = table(many, "hosp/patients")
+    assert (people["anchor_age"] == "91").any()
+    assert not people["anchor_age"].cast(pl.Int64).is_between(90, 90).any()
+    assert people["anchor_year_group"].n_unique() == 5
+    assert people["anchor_year"].cast(pl.Int64).is_between(2110, 2210).all()
+    stays = timed(table(many, "hosp/admissions"), "admittime", "dischtime", "deathtime", "edregtime")
+    ages = stays.join(people, on=SUBJECT).select(
+        pl.col("anchor_age").cast(pl.Int64) + pl.col("admittime").dt.year() - pl.col("anchor_year").cast(pl.Int64)
+    )
+    assert (ages.to_series() < 18).any()
+    gap = stays.sort(SUBJECT, "admittime").select(
+        (pl.col("admittime") - pl.col("dischtime").shift(1)).over(SUBJECT).dt.total_minutes()
+    )
+    minutes = set(gap.to_series().drop_nulls())
+    assert minutes & set(range(16))
+    assert 1440 in minutes  # a day apart is still one episode
+    assert minutes & set(range(1441, 2 * 1440))  # and a little more is none, but within the grace
+    assert (stays["dischtime"] < stays["admittime"]).any()
+    died = stays.filter(pl.col("hospital_expire_flag") == "1", pl.col("dischtime") >= pl.col("admittime"))
+    after = died["deathtime"] > died["dischtime"]
+    assert after.any()
+    assert not after.all()
+    assert (stays["edregtime"] < stays["admittime"]).any()
+    kinds = set(stays["admission_type"])
+    assert {"EW EMER.", "ELECTIVE", "EU OBSERVATION", "OBSERVATION ADMIT", "SURGICAL SAME DAY ADMISSION"} <= kinds
+    moves = table(many, "hosp/transfers")
+    assert moves["hadm_id"].null_count() > 0
+    assert set(moves["eventtype"]) == {"ED", "admit", "transfer", "discharge"}
+    # of the later release: its languages and insurances
+    assert "English" in set(stays["language"])
+    assert "Private" in set(stays["insurance"])
+
+
+def test_quirks_of_records(extract: Path) -> None:
+    lab = table(extract, "hosp/labevents")
+    assert 0.2 < lab["hadm_id"].null_count() / len(lab) < 0.4
+    assert 0.09 < lab["valuenum"].null_count() / len(lab) < 0.15
+    assert (lab["value"] == "___").mean() > 0.03  # type: ignore[operator]
+    assert lab.filter(pl.col("value") == "___")["valuenum"].null_count() < (lab["value"] == "___").sum()
+    assert lab["storetime"].null_count() > 0
+    assert (lab["valuenum"].cast(pl.Float64) > 10_000).any()
+    scripts = timed(table(extract, "hosp/prescriptions"), "starttime", "stoptime")
+    assert (scripts["stoptime"] < scripts["starttime"]).mean() > 0.01  # type: ignore[operator]
+    assert set(scripts["drug_type"]) == {"MAIN", "BASE"}
+    codes = table(extract, "hosp/diagnoses_icd")
+    assert set(codes["icd_version"]) == {"9", "10"}
+    assert codes["icd_code"].str.starts_with("0").any()
+    titles = table(extract, "hosp/d_icd_diagnoses").select("icd_code", "icd_version")
+    assert codes.join(titles, on=["icd_code", "icd_version"], how="anti").is_empty()
+    given = table(extract, "hosp/emar")[SUBJECT].n_unique() / scripts[SUBJECT].n_unique()
+    assert 0.55 < given < 0.75
+    micro = table(extract, "hosp/microbiologyevents")
+    assert micro["org_name"].null_count() > len(micro) / 2
+    assert micro["charttime"].null_count() > 0
+    assert micro["chartdate"].null_count() == 0
+    notes = table(extract, "note/radiology")
+    assert 0.1 < notes["hadm_id"].null_count() / len(notes) < 0.6
+    assert table(extract, "note/discharge")["hadm_id"].null_count() == 0
+    films = table(extract, "cxr/mimic-cxr-2.0.0-metadata")
+    assert (films["StudyTime"].str.extract(r"^(\d+)\.").str.len_chars() < 6).any()
+    assert films["StudyDate"].str.contains(r"^2[12]\d{6}$").all()
+    assert set(films["ViewPosition"].drop_nulls()) == {"AP", "PA", "LATERAL", "LL"}
+    assert films["ViewPosition"].null_count() > 0
+
+
+def test_notes_survive_plain_csv(extract: Path) -> None:
+    for name, kind in (("radiology", "RR"), ("discharge", "DS")):
+        with gzip.open(extract / f"note/{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        texts = [row["text"] for row in rows]
+        assert sum("\n" in text for text in texts) == len(texts) > 300
+        assert any('"' in text for text in texts), name
+        assert any("," in text for text in texts)
+        assert any("___" in text for text in texts)
+        assert all(row["note_id"] == f"{row[SUBJECT]}-{kind}-{row['note_seq']}" for row in rows)
+
+
+def test_films_lie_where_the_metadata_says(extract: Path) -> None:
+    films = table(extract, "cxr/mimic-cxr-2.0.0-metadata")
+    listed = {
+        f"p{row[SUBJECT][:2]}/p{row[SUBJECT]}/s{row['study_id']}/{row['dicom_id']}.jpg"
+        for row in films.rows(named=True)
+    }
+    root = extract / "cxr" / "files"
+    assert {str(p.relative_to(root)) for p in root.rglob("*.jpg")} == listed
+    with Image.open(root / min(listed)) as image:
+        assert image.size == (32, 32)
+        image.load()
+
+
+def test_embeddings_are_records_of_1376_numbers(tmp_path: Path) -> None:
+    simulate(tmp_path / "raw", 60, films="embeddings", progress=False)
+    films = table(tmp_path / "raw", "cxr/mimic-cxr-2.0.0-metadata")
+    found = sorted((tmp_path / "raw/cxr/files").rglob("*.tfrecord"))
+    assert len(found) == len(films) > 5
+    for path in found:
+        (record,) = read_tfrecord(path)
+        assert record.data is not None
+        vector = read_example(record.data)["embedding"]
+        assert isinstance(vector, np.ndarray)
+        assert vector.shape == (1376,)
+        assert np.isfinite(vector).all()
+
+
+def test_films_and_notes_exist_only_in_their_years(many: Path, extract: Path) -> None:
+    truth = read_truth(extract)
+    seen = truth.filter(pl.col("available/post_discharge/cxr") | pl.col("available/icu_landmark/cxr"))
+    assert len(seen) > 20
+    assert seen["year"].is_between(2011, 2016).all()
+    rooms = table(extract, "hosp/admissions").filter(pl.col("edregtime").is_not_null())
+    assert set(table(extract, "cxr/mimic-cxr-2.0.0-metadata")[SUBJECT]) <= set(rooms[SUBJECT])
+    late = read_truth(many).filter(pl.col("year") >= 2020)
+    assert len(late) > 100
+    notes = pl.concat([table(many, "note/radiology"), table(many, "note/discharge")])
+    # some of those people were there before 2020, too
+    before = set(read_truth(many).filter(pl.col("year") < 2020)[SUBJECT])
+    assert not set(notes[SUBJECT]) & (set(late[SUBJECT]) - before)
+
+
+@pytest.mark.parametrize("mechanism", ["mcar", "mar", "mnar"])
+def test_availability_follows_the_mechanism(tmp_path: Path, mechanism: MechanismKind) -> None:
+    simulate(tmp_path / "raw", 2048, 2, mechanism, 2.0, films="none", progress=False)
+    truth = read_truth(tmp_path / "raw").filter("cohort/post_discharge")
+    for modality in ("labs", "treatments", "radiology", "discharge"):
+        there = truth[f"available/post_discharge/{modality}"].to_numpy()
+        propensity = truth[f"propensity/{modality}"].to_numpy()
+        # six standard errors of a mean over 1,800 people are 0.07
+        assert there.mean() == pytest.approx(propensity.mean(), abs=0.07)
+        latent = np.column_stack([truth[f"latent/{axis}"].to_numpy() for axis in range(3)])
+        area = max(abs(roc_auc_score(there, latent[:, axis]) - 0.5) for axis in range(3))
+        known = max(abs(roc_auc_score(there, truth[f"value/structured/{k}"].to_numpy()) - 0.5) for k in range(3))
+        # standard error of an AUROC here: 0.02 or less
+        if mechanism == "mcar":
+            assert area < 0.1
+            assert known < 0.1
+            assert propensity.std() < 1e-12
+        elif mechanism == "mar":
+            assert known > 0.1
+            assert propensity.std() > 0.05
+        else:
+            assert area > 0.1
+
+
+def rule(
+    rows: pl.DataFrame, truth: pl.DataFrame, cohort: str, event: str, entry: str | None, lag: int = 60
+) -> pl.Series:
+    """Whether each sample has a row in its window that was known by its prediction time."""
+    rows = timed(rows, event, *([entry] if entry else []))
+    known = pl.col(event) + pl.duration(minutes=lag)
+    if entry:
+        known = pl.when(pl.col(entry).is_null()).then(known).otherwise(pl.max_horizontal(event, entry))
+    moments = truth.select(SUBJECT, "hadm_id", start="window_start", now=f"prediction_time/{cohort}")
+    joined = rows.drop("hadm_id").with_columns(known=known).join(moments, on=SUBJECT)
+    kept = joined.filter(pl.col(event) >= pl.col("start"), pl.col("known") <= pl.col("now"))
+    return truth["hadm_id"].is_in(set(kept["hadm_id"]))
+
+
+@pytest.mark.parametrize("cohort", ["post_discharge", "icu_landmark"])
+def test_availability_in_the_tables_is_that_of_the_truth(extract: Path, many: Path, cohort: str) -> None:
+    """The rule, written once more: rows of the patient, in the window, known by the prediction time."""
+    for folder in (extract, many):
+        truth = read_truth(folder).filter(f"cohort/{cohort}")
+        lab = table(folder, "hosp/labevents").filter(pl.col("valuenum").cast(pl.Float64) < 10_000)
+        chart = table(folder, "icu/chartevents").filter(pl.col("valuenum").cast(pl.Float64) < 9000)
+        order = table(folder, "hosp/prescriptions").filter(pl.col("drug_type") == "MAIN")
+        rows = {
+            "labs": (lab, "charttime", "storetime"),
+            "vitals": (chart.filter(pl.col("itemid") != "224641"), "charttime", "storetime"),
+            "treatments": (order, "starttime", None),
+            "radiology": (table(folder, "note/radiology"), "charttime", "storetime"),
+        }
+        if folder is extract:
+            films = table(folder, "cxr/mimic-cxr-2.0.0-metadata").filter(
+                ~pl.col("ViewCodeSequence_CodeMeaning").str.contains("lateral")
+            )
+            clock = pl.concat_str("StudyDate", pl.col("StudyTime").str.extract(r"^(\d+)").str.zfill(6))
+            films = films.with_columns(
+                hadm_id=None, time=clock.str.to_datetime("%Y%m%d%H%M%S").dt.to_string("%Y-%m-%d %H:%M:%S")
+            )
+            rows["cxr"] = (films, "time", None)
+        for modality, (frame, event, entry) in rows.items():
+            found = rule(frame, truth, cohort, event, entry)
+            wrong = (found != truth[f"available/{cohort}/{modality}"]).sum()
+            assert wrong == 0, f"{modality}: {wrong} of {len(truth)}"
+            assert 0.1 < found.mean() < 0.99, modality  # type: ignore[operator]
+        if cohort == "post_discharge":
+            # by the admission: their charttime is a date alone
+            notes = timed(table(folder, "note/discharge"), "charttime", "storetime")
+            known = pl.coalesce("storetime", pl.col("charttime") + pl.duration(days=1))
+            first, last = (truth.select(pl.col(c).cast(pl.String), now="prediction_time/post_discharge", of="hadm_id")
+                           for c in ("hadm_id", "last_hadm_id"))  # fmt: skip
+            both = pl.concat([first, last.rename({"last_hadm_id": "hadm_id"})])
+            kept = notes.with_columns(known=known).join(both, on="hadm_id").filter(pl.col("known") <= pl.col("now"))
+            found = truth["hadm_id"].is_in(set(kept["of"]))
+            assert (found == truth["available/post_discharge/discharge"]).all()
+
+
+def test_outcomes_in_the_tables_are_those_of_the_truth(many: Path) -> None:
+    truth = read_truth(many)
+    stays = timed(table(many, "hosp/admissions"), "admittime", "dischtime", "deathtime", "edregtime")
+    stays = stays.filter(pl.col("dischtime") >= pl.col("admittime"))
+    stays = stays.filter((pl.col("deathtime") >= pl.col("admittime")).fill_null(True))
+    people = table(many, "hosp/patients").with_columns(dod=pl.col("dod").str.to_date() + pl.duration(days=1))
+    sample = truth.filter("cohort/post_discharge").join(people.select(SUBJECT, "dod"), on=SUBJECT)
+    now = pl.col("prediction_time/post_discharge")
+    # whatever begins after the prediction time is another episode
+    later = stays.join(sample.select(SUBJECT, now), on=SUBJECT).filter(pl.col("admittime") > now)
+    back = later.group_by(SUBJECT).agg(pl.col("admittime").min().alias("back"))
+    died = stays.group_by(SUBJECT).agg(pl.col("deathtime").min())
+    joined = sample.join(back, on=SUBJECT, how="left").join(died, on=SUBJECT, how="left")
+    death = pl.min_horizontal("deathtime", pl.col("dod").cast(pl.Datetime("us")))
+
+    def within(time: pl.Expr, days: int) -> pl.Expr:
+        return ((time > now) & (time <= now + pl.duration(days=days))).fill_null(False)
+
+    found = joined.select(
+        readmission_30d_any=within(pl.col("back"), 30),
+        readmission_90d=within(pl.col("back"), 90),
+        mortality_30d=within(death, 30),
+        mortality_180d=within(death, 180),
+        death_or_readmission_30d=within(pl.col("back"), 30) | within(death, 30),
+    )
+    last = joined["year_high/post_discharge"] >= 2022
+    for task in found.columns:
+        label = joined[f"label/post_discharge/{task}"]
+        assert label.is_null().equals(last)
+        assert (label.filter(~last) == found[task].filter(~last)).all(), task
+        risk = joined[f"risk/post_discharge/{task}"].filter(~last)
+        rate, expected = float(label.drop_nulls().to_numpy().mean()), risk.to_numpy()
+        # four standard errors
+        assert rate == pytest.approx(expected.mean(), abs=4 * (rate * (1 - rate) / len(risk)) ** 0.5)
+        assert roc_auc_score(label.filter(~last), risk) > 0.6
+    # some come back, or die, within a minute or a day of every border
+    since = joined.select((pl.col("back") - now).dt.total_seconds()).to_series().drop_nulls()
+    assert {60, 30 * 86_400 - 60, 30 * 86_400 + 60, 90 * 86_400 + 60} <= set(since)
+    assert (since > 180 * 86_400).any()
+    assert joined.select((death > now + pl.duration(days=180)).any()).item()
+
+
+def test_records_of_the_future_tell_what_comes(many: Path) -> None:
+    """After the prediction time the worst of labs separates who returns or dies; within the window it hardly does."""
+    truth = read_truth(many).filter("cohort/post_discharge", pl.col("label/post_discharge/mortality_30d").is_not_null())
+    lab = timed(table(many, "hosp/labevents"), "charttime").filter(pl.col("itemid") == "50813")
+    lab = lab.with_columns(pl.col("valuenum").cast(pl.Float64)).filter(pl.col("valuenum") < 10_000).drop("hadm_id")
+    joined = lab.join(truth, on=SUBJECT)
+    now = pl.col("prediction_time/post_discharge")
+    late = joined.filter(pl.col("charttime") > now, pl.col("charttime") < now + pl.duration(days=20))
+    alone = late.filter(pl.col("hadm_id").is_first_distinct())
+    area = roc_auc_score(alone["label/post_discharge/death_or_readmission_30d"], alone["valuenum"])
+    early = joined.filter(pl.col("charttime").is_between("window_start", now - pl.duration(days=1)))
+    early = early.filter(pl.col("storetime").str.to_datetime("%Y-%m-%d %H:%M:%S") <= now)
+    before = early.group_by("hadm_id").agg(
+        pl.col("valuenum").max(), pl.first("label/post_discharge/death_or_readmission_30d")
+    )
+    assert area > 0.9
+    assert roc_auc_score(before["label/post_discharge/death_or_readmission_30d"], before["valuenum"]) < 0.75
+
+
+def test_something_runs_across_every_prediction_time(many: Path) -> None:
+    truth = read_truth(many).filter("cohort/icu_landmark").select(SUBJECT, now="prediction_time/icu_landmark")
+    for name in ("icu/inputevents", "icu/procedureevents"):
+        rows = timed(table(many, name), "starttime", "endtime", "storetime").join(truth, on=SUBJECT)
+        across = rows.filter(pl.col("starttime") < pl.col("now"), pl.col("endtime") > pl.col("now"))
+        assert len(across) > 100, name
+        assert (across["storetime"] > across["now"]).any()
+    ventilated = table(many, "icu/procedureevents").filter(pl.col("itemid") == "225792")
+    assert len(ventilated) > 100
+
+
+def test_time_and_size_grow_no_faster_than_patients(tmp_path: Path) -> None:
+    """Rows a patient, and the largest frame held, stay the same: chunks have a fixed size."""
+    held: list[int] = []
+    original = pl.DataFrame.write_csv
+
+    def recording(frame: pl.DataFrame, *arguments: object, **options: object) -> object:
+        held.append(len(frame))
+        return original(frame, *arguments, **options)  # type: ignore[call-overload]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.DataFrame, "write_csv", recording)
+        simulate(tmp_path / "small", 512, films="none", progress=False)
+        largest = max(held)
+        simulate(tmp_path / "large", 2048, films="none", progress=False)
+    assert max(held) < 1.2 * largest
+    small, large = (json.loads((tmp_path / n / MARKER).read_text())["rows"] for n in ("small", "large"))
+    names = ("hosp/labevents", "hosp/patients", "note/radiology")
+    assert np.array([large[t] / small[t] for t in names]) == pytest.approx(4, rel=0.15)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "mimic4", str(tmp_path / "raw"), "--patients", "8", "--seed", "3", "--release", "3.1"]
+    assert main([*words, "--progress", "false", "--films", "none"]) == 0
+    found = json.loads((tmp_path / "raw" / MARKER).read_text())
+    assert (found["patients"], found["release"], found["films"]) == (8, "3.1", "none")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "raw")
+    for bad, message in (
+        (["simulate", "mimic4", str(tmp_path / "x"), "--mechanism", "never"], "mechanism"),
+        (["simulate", "mimic4", str(tmp_path / "x"), "--release", "1.0"], "release"),
+        (["simulate", "mimic4", str(tmp_path / "x"), "--patients", "0"], "at least 1"),
+        ([*words[:3], "--patients", "9"], "patients 8, not 9"),
+    ):
+        assert main(bad) != 0
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
