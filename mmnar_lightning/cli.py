@@ -188,6 +188,8 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Lightning 2.6 asks torch for what it calls deprecated; nothing a user could do about
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # a frozen encoder is in evaluation mode on purpose
+    warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode")
     # a run has one folder, which a continuation finds as it left it
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # every process computes the metrics of an epoch from the rows of all

@@ -26,6 +26,7 @@ from mmnar_lightning.records import (
     PatientBatch,
     Reader,
     RecordSchema,
+    RecordStore,
     pattern_id,
     pattern_names,
     read,
@@ -168,7 +169,7 @@ class MultimodalOutcomeModule(LightningModule):
         """Return what opens the files of each modality that has some; the datamodule gives it to its loaders."""
         if self.heads is None:
             return {}
-        readers = {name: self.encoders[name].reader() for name in self.schema.names}  # type: ignore[union-attr, operator]
+        readers = {name: self.encoders[name].reader() for name in self.schema.names}  # type: ignore[operator]
         return {name: reader for name, reader in readers.items() if reader is not None}
 
     def _opened(self, batch: PatientBatch, stage: str | None = None) -> PatientBatch:
@@ -249,6 +250,29 @@ class MultimodalOutcomeModule(LightningModule):
         logged = {"train/loss": result.loss.detach()} | {f"train/{name}": v for name, v in result.terms.items()}
         self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
         return result.loss
+
+    def on_fit_start(self) -> None:
+        """Let the encoders find what is derived from the store."""
+        self._prepare_encoders()
+
+    def on_validation_start(self) -> None:
+        """Let the encoders find what is derived from the store."""
+        self._prepare_encoders()
+
+    def on_test_start(self) -> None:
+        """Let the encoders find what is derived from the store."""
+        self._prepare_encoders()
+
+    def on_predict_start(self) -> None:
+        """Let the encoders find what is derived from the store."""
+        self._prepare_encoders()
+
+    def _prepare_encoders(self) -> None:
+        # where the model is used without a datamodule, encoders work from the values themselves
+        records = getattr(getattr(self.trainer, "datamodule", None), "records", None)
+        if isinstance(records, RecordStore):
+            for name in self.schema.names:
+                self.encoders[name].prepare(records)  # type: ignore[operator]
 
     def on_train_epoch_start(self) -> None:
         """Log the weight of the auxiliary part."""

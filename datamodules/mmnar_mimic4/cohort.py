@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from mmnar_lightning.extract import Counts
-from mmnar_lightning.records.splits import keyed_uniform
+from mmnar_lightning.records import keyed_uniform
 from mmnar_mimic4.episodes import (
     describe_episodes,
     drop,

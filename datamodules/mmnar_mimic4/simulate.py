@@ -203,8 +203,10 @@ def _write_film(path: Path, content: bytes | Floats) -> None:
 def _tables(course: Course, registry: Registry) -> Iterator[tuple[str, pl.DataFrame]]:
     """Raw tables of one chunk but those of films; a table may come in parts."""
     yield "hosp/patients", registry.patients()
-    yield "hosp/admissions", registry.admissions()
-    yield "hosp/transfers", registry.transfers()
+    for frame in registry.admissions():
+        yield "hosp/admissions", frame
+    for frame in registry.transfers():
+        yield "hosp/transfers", frame
     yield "hosp/services", registry.services()
     yield "icu/icustays", registry.stays()
     for frame in measurements.labs(course):

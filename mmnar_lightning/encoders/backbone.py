@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from mmnar_lightning.encoders.pretrained import (
@@ -61,12 +60,14 @@ def find(
     """
     found: Pretrained | None = None
     missing: NotDownloadedError | None = None
-    repository = next((model.removeprefix(p) for p in HUB if model.startswith(p)), model if "/" in model else None)
-    if repository is not None or Path(model).expanduser().is_dir():
-        found = locate(repository or model, revision, download=download)
+    registered = _registered(model)
+    if registered is None:
+        found = locate(
+            next((model.removeprefix(p) for p in HUB if model.startswith(p)), model), revision, download=download
+        )
         architecture = _described(found)
     else:
-        architecture = _registered(model)
+        architecture = registered
         if pretrained and weights is None:
             try:
                 found = _from_hub(architecture, revision, download)
@@ -82,10 +83,13 @@ def find(
     return architecture, Pretrained(model, file.parent, None, (file,)), None
 
 
-def _registered(model: str) -> Architecture:
+def _registered(model: str) -> Architecture | None:
+    """One of timm's own models; None where the name is a folder's or a repository's."""
     import timm
 
     name = model.partition(".")[0]
+    if "/" in model or (not timm.is_model(name) and Path(model).is_dir()):
+        return None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; near it are: {', '.join(near)}" if near else ""
@@ -93,8 +97,8 @@ def _registered(model: str) -> Architecture:
     try:
         cfg = timm.models.get_pretrained_cfg(model)
     except RuntimeError as error:
-        raise PretrainedError(f"timm has no weights {model!r}") from error
-    return Architecture(model, {}, {} if cfg is None else cfg.to_dict())
+        raise PretrainedError(f"timm knows no weights {model!r}") from error
+    return Architecture(model, {}, {} if cfg is None else cfg.to_dict())  # type: ignore[no-untyped-call]
 
 
 def _from_hub(architecture: Architecture, revision: str | None, download: bool) -> Pretrained:
@@ -102,6 +106,35 @@ def _from_hub(architecture: Architecture, revision: str | None, download: bool) 
     if not repository:
         raise PretrainedError(f"timm names no repository for the weights of {architecture.name!r}; give `weights`")
     return locate(repository, revision, download=download)
+
+
+def data_config(architecture: Architecture, channels: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how films are prepared for a backbone, as timm says.
+
+    Args:
+        architecture: Of the backbone.
+        channels: C; for grey the mean of what is stated of colours.
+        wanted: What overrides it: `image_size`, `crop_pct`, `crop_mode`; None takes timm's.
+
+    Returns:
+        `input_size` (C, H, W), `mean` and `std` (C numbers on a scale of 0 to 1), `interpolation`, `crop_pct`,
+        `crop_mode`, as lists and plain types.
+    """
+    from timm.data import resolve_data_config  # type: ignore[attr-defined]
+
+    stated: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
+        pretrained_cfg=architecture.source or {"input_size": (3, 224, 224)}
+    )
+    size = wanted["image_size"]
+    height, width = stated["input_size"][1:] if size is None else (size, size)
+    config = {**stated, "input_size": [channels, int(height), int(width)]}
+    for name in ("mean", "std"):
+        values = [float(v) for v in stated[name]]
+        config[name] = values if len(values) == channels else [sum(values) / len(values)] * channels
+    for name in ("crop_pct", "crop_mode"):
+        if wanted[name] is not None:
+            config[name] = wanted[name]
+    return config
 
 
 def _described(found: Pretrained) -> Architecture:
@@ -112,7 +145,9 @@ def _described(found: Pretrained) -> Architecture:
         source = dict(config.get("pretrained_cfg", config))
         name = str(config.get("architecture") or source["architecture"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PretrainedError(f"model {found.name!r} has no config.json of timm, which names an architecture") from error
+        raise PretrainedError(
+            f"model {found.name!r} has no config.json of timm, which names an architecture"
+        ) from error
     for key in ("num_classes", "tag"):
         if key in config:
             source[key] = config[key]
@@ -120,7 +155,7 @@ def _described(found: Pretrained) -> Architecture:
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """Build a backbone without a classifier, weights drawn at random; the global random state is as it was.
+    """Build a backbone without a classifier, weights drawn at random.
 
     Raises:
         PretrainedError: If timm doesn't know it or one of its arguments.
@@ -128,14 +163,9 @@ def build(architecture: Architecture) -> nn.Module:
     import timm
 
     try:
-        with torch.random.fork_rng(devices=[]):
-            backbone: nn.Module = timm.create_model(
-                architecture.name,
-                pretrained=False,
-                num_classes=0,
-                pretrained_cfg=architecture.source or None,
-                **architecture.arguments,
-            )
+        backbone: nn.Module = timm.create_model(
+            architecture.name, pretrained=False, num_classes=0, **architecture.arguments
+        )
     except (TypeError, RuntimeError, AssertionError, ValueError) as error:
         given = ", ".join(architecture.arguments)
         raise PretrainedError(f"timm can't build {architecture.name!r} with {given} ({error})") from error
@@ -153,7 +183,8 @@ def fill(backbone: nn.Module, architecture: Architecture, found: Pretrained, cha
     from timm.models import load_pretrained
 
     lacking: list[str] = []
-    hook = backbone.register_load_state_dict_post_hook(lambda _, keys: lacking.extend(keys.missing_keys))
+    note: Any = backbone.register_load_state_dict_post_hook
+    hook = note(lambda _, keys: lacking.extend(keys.missing_keys))
     try:
         weights = {name: tensor for path in found.weights for name, tensor in load_file(path).items()}
         source = {"num_classes": None, **architecture.source, "state_dict": weights, "source": "", "custom_load": False}

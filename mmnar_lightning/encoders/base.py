@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmnar_lightning.records import Elements, Encoded, Inputs, Modality, PatientBatch, Reader, read
+from mmnar_lightning.records import Elements, Encoded, Inputs, Modality, PatientBatch, Reader, RecordStore, read
 
 
 class Encoder(nn.Module, ABC):
@@ -57,6 +57,9 @@ class Encoder(nn.Module, ABC):
         Returns:
             Tokens [R, D], and the standardised inputs ([R, F]), None where `input_width` is 0.
         """
+
+    def prepare(self, store: RecordStore) -> None:
+        """Find, or derive once, what the encoder takes from beside the store (token ids, vectors)."""
 
     def reader(self) -> Reader | None:
         """Return what opens its elements' files in the loader's workers (so it can be pickled), None where none do."""
@@ -124,7 +127,7 @@ def encode(encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: PatientBatch)
     names = list(batch.elements)
     if set(names) != set(encoders.keys()):
         raise ValueError(f"encoders for {', '.join(encoders.keys())}; the batch holds {', '.join(names)}")
-    readers = {name: encoders[name].reader() for name in names}
+    readers = {name: encoders[name].reader() for name in names}  # type: ignore[operator]
     batch = read(batch, {name: reader for name, reader in readers.items() if reader is not None})
     modality, row = batch.observed.T.nonzero(as_tuple=True)
     rows = torch.split(row, batch.observed.sum(0).tolist())

@@ -21,7 +21,7 @@ from mmnar_lightning.records import Elements
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 # what Pillow may take a file for: no format that another program would have to read
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 # a JPEG is decoded at a reduced scale at which it is still this many times larger than what it is resized to
 GAP = 2
 ORIENTATION = 0x0112
@@ -110,7 +110,7 @@ class FilmReader:
             hours_before=elements.hours_before[which],
             values=films[: len(kept)].to(device),
             index=None if elements.index is None else elements.index[which],
-            unreadable=torch.tensor(len(broken)) if self.unreadable == "count" else None,
+            unreadable=torch.tensor(len(broken), device=device) if self.unreadable == "count" else None,
         )
 
     def _film(self, path: str) -> Tensor | str:
@@ -150,7 +150,7 @@ class FilmReader:
 
     @cached_property
     def _transform(self) -> Any:
-        from timm.data import create_transform
+        from timm.data import create_transform  # type: ignore[attr-defined]
 
         return create_transform(
             input_size=self.size,
@@ -198,7 +198,7 @@ def _reason(error: Exception, path: str) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than Pillow opens"
     if isinstance(error, UnidentifiedImageError):
-        return "no image" if Path(path).stat().st_size else "empty"
+        return "empty" if Path(path).is_file() and not Path(path).stat().st_size else "no image"
     if isinstance(error, OSError) and "truncated" in str(error):
         return "truncated"
     return f"broken, {type(error).__name__}"

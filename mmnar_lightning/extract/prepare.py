@@ -20,7 +20,7 @@ from mmnar_lightning.extract.closing import closing_table
 from mmnar_lightning.extract.extraction import Counts, Elements, Extraction, Extractor
 from mmnar_lightning.extract.parts import TABLES, Parts, workplace
 from mmnar_lightning.extract.raw import Ledger, RawFile, locate
-from mmnar_lightning.extract.scan import LEDGER, cached, empty
+from mmnar_lightning.extract.scan import LEDGER, Table, cached, empty
 from mmnar_lightning.extract.tables import ExtractError, TableSpec, digest
 
 log = logging.getLogger(__name__)
@@ -194,36 +194,30 @@ def _tables(
     Raises:
         ExtractError: With the problems of all tables.
     """
-    problems: list[str] = []
-    frames = {}
-    size = {name: 0 if raw is None else raw.path.stat().st_size for name, raw in raws.items()}
+    there = [(spec, raw) for spec in specs if (raw := raws[spec.name]) is not None]
+    there.sort(key=lambda pair: pair[1].path.stat().st_size, reverse=True)
+    tables: dict[str, Table] = {}
+    problems: dict[str, tuple[str, ...]] = {}
     # decompressing takes one core, so that two tables are read at once, the largest first
     with ThreadPoolExecutor(READERS) as readers:
-        reading = {
-            spec.name: readers.submit(cached, raw, spec, cache, sources[spec.name]["sha256"])
-            for spec in sorted(specs, key=lambda spec: size[spec.name], reverse=True)
-            if (raw := raws[spec.name]) is not None
-        }
-        for spec in specs:
-            raw = raws[spec.name]
-            if raw is None:
-                step(f"{spec.file}: absent")
-                frames[spec.name] = empty(spec)
-                counts.add(spec.name, "optional table is absent", 1)
-                continue
+        reading = [readers.submit(cached, raw, spec, cache, sources[spec.name]["sha256"]) for spec, raw in there]
+        for (spec, raw), made in zip(there, reading, strict=True):
             step(f"reading {raw.relative}")
             try:
-                table = reading[spec.name].result()
+                tables[spec.name] = made.result()
             except ExtractError as error:
-                problems += error.problems
-                continue
-            frames[spec.name] = table.frame
-            counts.add(spec.name, "rows read", table.rows)
-            if spec.only is not None:
-                counts.add(spec.name, spec.only.others, table.rows - table.kept)
+                problems[spec.name] = error.problems
     if problems:
-        raise ExtractError(*problems)
-    return frames
+        raise ExtractError(*(problem for spec in specs for problem in problems.get(spec.name, ())))
+    for spec in specs:
+        if spec.name not in tables:
+            step(f"{spec.file}: absent")
+            counts.add(spec.name, "optional table is absent", 1)
+            continue
+        counts.add(spec.name, "rows read", tables[spec.name].rows)
+        if spec.only is not None:
+            counts.add(spec.name, spec.only.others, tables[spec.name].rows - tables[spec.name].kept)
+    return {spec.name: tables[spec.name].frame if spec.name in tables else empty(spec) for spec in specs}
 
 
 def _build(

@@ -8,12 +8,13 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import polars as pl
 from polars.exceptions import ComputeError, NoDataError, PolarsError
 
-from mmnar_lightning.extract.casting import convert, read_text
+from mmnar_lightning.extract.casting import convert
 from mmnar_lightning.extract.malformed import SHOWN, Rows, ragged_rows, separators, unclosed_quotes
 from mmnar_lightning.extract.raw import Ledger, RawFile, column_of, locate
 from mmnar_lightning.extract.tables import ExtractError, TableSpec, digest
@@ -112,36 +113,57 @@ def _write(raw: RawFile, spec: TableSpec, path: Path) -> int:
     """Check a table and write it; returns the number of rows in the raw file."""
     with ThreadPoolExecutor(1) as beside:
         commas = beside.submit(_separators, raw)
-        for lenient in (False, True):
-            frame = _read(raw, spec, lenient)
-            _sink(frame, path, raw)
-            sums = _sums(pl.scan_parquet(path), (*spec.key, *spec.not_null), raw)
+        for pace in Pace:
+            try:
+                _sink(_read(raw, spec, pace), path)
+                sums = _sums(pl.scan_parquet(path), (*spec.key, *spec.not_null))
+            except (PolarsError, OSError) as error:
+                if pace is Pace.TYPED:
+                    continue
+                raise _explained(raw, error) from None
             if not _unread(sums):
                 break
-        return _raise_for(pl.scan_parquet(path), sums, raw, spec, lenient, commas.result())
+        return _raise_for(pl.scan_parquet(path), sums, raw, spec, pace, commas.result())
 
 
 def _checked(raw: RawFile, spec: TableSpec) -> pl.LazyFrame:
-    for lenient in (False, True):
-        frame = _read(raw, spec, lenient)
-        # of every column, also where any null will do: what is not asked for is not parsed, and a loose quote not seen
-        sums = _sums(frame, tuple(spec.columns), raw)
+    for pace in Pace:
+        frame = _read(raw, spec, pace)
+        try:
+            # of every column, also where any null will do: what is not asked for is not parsed, a loose quote not seen
+            sums = _sums(frame, tuple(spec.columns))
+        except (PolarsError, OSError) as error:
+            if pace is Pace.TYPED:
+                continue
+            raise _explained(raw, error) from None
         if not _unread(sums):
             break
-    _raise_for(frame, sums, raw, spec, lenient, _separators(raw))
+    _raise_for(frame, sums, raw, spec, pace, _separators(raw))
     return frame.select(list(spec.columns))
 
 
-def _read(raw: RawFile, spec: TableSpec, lenient: bool, numbered: bool = False) -> pl.LazyFrame:
+class Pace(Enum):
+    """How a table is read: as fast as can be, and again where that left something unread.
+
+    What one reads, the next reads alike. ``TYPED`` lets the CSV reader parse numbers, and fails where one does not
+    read; ``STRICT`` flags that; ``LENIENT`` also accepts what `parse` says.
+    """
+
+    TYPED = "typed"
+    STRICT = "strict"
+    LENIENT = "lenient"
+
+
+def _read(raw: RawFile, spec: TableSpec, pace: Pace, numbered: bool = False) -> pl.LazyFrame:
     """The allow-listed columns of kept rows, typed, with flag columns: what could not be read, and rows too long.
 
     Args:
         raw: The file.
         spec: The table.
-        lenient: As `parse` has it.
+        pace: How.
         numbered: Whether to add the number of each row in the file, from 1.
     """
-    schema = spec.schema
+    schema, lenient = spec.schema, pace is Pace.LENIENT
     places = {name: column_of(raw, name) for name in spec.columns}
     if raw.is_parquet:
         frame = pl.scan_parquet(raw.path, glob=False)
@@ -153,8 +175,14 @@ def _read(raw: RawFile, spec: TableSpec, lenient: bool, numbered: bool = False) 
         }
         long = pl.lit(False)
     else:
-        frame = _lines(raw)
-        read = {name: read_text(pl.col(f"c{p}"), schema[name], lenient) for name, p in places.items() if p is not None}
+        numbers = {f"c{p}": schema[n] for n, p in places.items() if p is not None and schema[n].is_numeric()}
+        typed = numbers if pace is Pace.TYPED else {}
+        frame = _lines(raw, typed)
+        read = {
+            name: convert(pl.col(f"c{p}"), typed.get(f"c{p}", pl.String()), schema[name], lenient)
+            for name, p in places.items()
+            if p is not None
+        }
         long = pl.col(f"c{len(raw.header)}").is_not_null()
     frame = frame.with_row_index(ROW, offset=1) if numbered else frame
     if spec.only is not None:
@@ -162,16 +190,17 @@ def _read(raw: RawFile, spec: TableSpec, lenient: bool, numbered: bool = False) 
         values = pl.Series(spec.only.values, dtype=pl.String).cast(schema[spec.only.column])
         # before anything else is read of a row: most rows of a large table are of items that nobody asks for
         frame = frame.filter(chosen.is_in(values.implode()).fill_null(False) | unread.fill_null(False) | long)
-    typed = [read[n][0].alias(n) if n in read else pl.lit(None).cast(schema[n]).alias(n) for n in spec.columns]
+    columns = [read[n][0].alias(n) if n in read else pl.lit(None).cast(schema[n]).alias(n) for n in spec.columns]
     flags = [flag.fill_null(False).alias(BAD + n) for n, (_, flag) in read.items() if schema[n] != pl.String]
-    return frame.select(*([ROW] if numbered else []), *typed, *flags, long.alias(LONG))
+    return frame.select(*([ROW] if numbered else []), *columns, *flags, long.alias(LONG))
 
 
-def _lines(raw: RawFile) -> pl.LazyFrame:
-    """The rows of a CSV file as text, columns by position; one more than the header has, for rows too long."""
+def _lines(raw: RawFile, typed: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+    """The rows of a CSV file, columns by position, as text but for those `typed`; one more than the header has."""
+    names = (f"c{i}" for i in range(len(raw.header) + 1))
     return pl.scan_csv(
         raw.path,
-        schema={f"c{i}": pl.String for i in range(len(raw.header) + 1)},
+        schema={name: typed.get(name, pl.String()) for name in names},
         has_header=False,
         skip_lines=1,
         glob=False,
@@ -190,11 +219,8 @@ def _separators(raw: RawFile) -> int | None:
         return None
 
 
-def _sink(frame: pl.LazyFrame, path: Path, raw: RawFile) -> None:
-    try:
-        frame.sink_parquet(path, compression="lz4", engine="streaming")
-    except (PolarsError, OSError) as error:
-        raise _explained(raw, error) from None
+def _sink(frame: pl.LazyFrame, path: Path) -> None:
+    frame.sink_parquet(path, compression="lz4", engine="streaming")
 
 
 def _explained(raw: RawFile, error: PolarsError | OSError) -> ExtractError:
@@ -229,16 +255,13 @@ def _ragged(raw: RawFile, rows: Rows) -> ExtractError:
     return ExtractError(f"{raw.relative}: {rows} with another number of fields than the header's {len(raw.header)}")
 
 
-def _sums(frame: pl.LazyFrame, columns: Sequence[str], raw: RawFile) -> dict[str, int]:
+def _sums(frame: pl.LazyFrame, columns: Sequence[str]) -> dict[str, int]:
     """Counts of kept rows, of flags, and of nulls in some columns."""
     names = frame.collect_schema().names()
     flags = [name for name in names if name.startswith(BAD) or name == LONG]
     nulls = [_null(name, names).sum().alias(NULL + name) for name in dict.fromkeys(columns)]
-    try:
-        sums = frame.select(pl.len().alias("rows"), pl.col(flags).sum(), *nulls)
-        return sums.collect(engine="streaming").row(0, named=True)
-    except (PolarsError, OSError) as error:
-        raise _explained(raw, error) from None
+    sums = frame.select(pl.len().alias("rows"), pl.col(flags).sum(), *nulls)
+    return sums.collect(engine="streaming").row(0, named=True)
 
 
 def _null(name: str, names: Sequence[str]) -> pl.Expr:
@@ -256,7 +279,7 @@ def _raise_for(
     sums: Mapping[str, int],
     raw: RawFile,
     spec: TableSpec,
-    lenient: bool,
+    pace: Pace,
     commas: int | None,
 ) -> int:
     """Check what was read.
@@ -266,7 +289,7 @@ def _raise_for(
         sums: Theirs.
         raw: The file.
         spec: The table.
-        lenient: How it was read.
+        pace: How it was read.
         commas: What `_separators` counted.
 
     Returns:
@@ -284,7 +307,7 @@ def _raise_for(
     if (sums[LONG] or not whole) and (ragged := ragged_rows(raw.path, len(raw.header))).count:
         raise _ragged(raw, ragged)
     # only for messages: to number rows, the file is read again
-    numbered = _read(raw, spec, lenient, numbered=True)
+    numbered = _read(raw, spec, pace, numbered=True)
     problems = []
     for name, dtype in spec.schema.items():
         if count := sums.get(BAD + name, 0):
@@ -315,7 +338,7 @@ def _count(raw: RawFile, spec: TableSpec, kept: int, commas: int | None) -> tupl
     if commas is not None and between > 1:
         # a comma that the file ends in is not counted, hence rounded up
         return max(kept, -(-commas // between) - 1), commas % between == 0
-    source = pl.scan_parquet(raw.path, glob=False) if raw.is_parquet else _lines(raw)
+    source = pl.scan_parquet(raw.path, glob=False) if raw.is_parquet else _lines(raw, {})
     return source.select(pl.len()).collect(engine="streaming").item(), raw.is_parquet or between == 0
 
 

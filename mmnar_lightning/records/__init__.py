@@ -3,6 +3,7 @@
 from mmnar_lightning.records.batch import Elements, Encoded, Inputs, PatientBatch, Reader, read
 from mmnar_lightning.records.datamodule import RecordDataModule
 from mmnar_lightning.records.dataset import RecordDataset
+from mmnar_lightning.records.derived import derive, derived_folder
 from mmnar_lightning.records.fitting import fit_schema
 from mmnar_lightning.records.identity import patient_hashes, patient_key
 from mmnar_lightning.records.loading import EpochBatches, RecordLoader
@@ -17,7 +18,7 @@ from mmnar_lightning.records.schema import (
     pattern_id,
     pattern_names,
 )
-from mmnar_lightning.records.splits import SPLITS, SplitSettings, assign_splits, calibration_half
+from mmnar_lightning.records.splits import SPLITS, SplitSettings, assign_splits, calibration_half, keyed_uniform
 from mmnar_lightning.records.store import RecordStore, StoreError, store_name, write_store
 
 __all__ = [
@@ -44,7 +45,10 @@ __all__ = [
     "assign_splits",
     "availability_reasons",
     "calibration_half",
+    "derive",
+    "derived_folder",
     "fit_schema",
+    "keyed_uniform",
     "patient_hashes",
     "patient_key",
     "pattern_id",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("toy_extractor.py")
-# every rename of a prepare, before and behind it: two tables of two files, the ledger, two parts of two files, the store
+# every rename of a prepare, before and behind it: of two tables and two parts two files each, the ledger, the store
 RENAMES = 10
 MOMENTS = [f"{kind}:{n}" for n in range(1, RENAMES + 1) for kind in ("write", "after")]
 

@@ -161,9 +161,9 @@ def test_the_folder_of_a_table_is_missing(tmp_path: Path) -> None:
         scan(root, replace(TABLE, folder=bare))
     for folder in (gone, bare):
         assert scan(root, replace(TABLE, folder=folder, optional=True)).collect().height == 0
-    with pytest.raises(ExtractError, match="raw: missing table u .*\n.*bare: missing tables v, w "):
-        here = [TableSpec(name, name, TABLE.columns, None) for name in "uvw"]
-        locate(root, [TABLE, here[0], *(replace(spec, folder=bare) for spec in here[1:])])
+    u, v, w = (TableSpec(name, name, TABLE.columns, None) for name in "uvw")
+    with pytest.raises(ExtractError, match=r"raw: missing table u .*\n.*bare: missing tables v, w "):
+        locate(root, [TABLE, u, replace(v, folder=bare), replace(w, folder=bare)])
 
 
 def test_two_files_that_differ_in_case_are_refused(tmp_path: Path) -> None:

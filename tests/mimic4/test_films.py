@@ -154,7 +154,8 @@ def test_every_time_of_day_is_read_back(time: datetime) -> None:
 def test_impossible_dates_and_times_are_refused(film: Films, at: At, column: str, wrong: list[str], noun: str) -> None:
     film.add("good", at(1))
     for k, value in enumerate(wrong):
-        film.add(f"bad{k}", at(1), None, **{column: value})
+        columns: dict[str, Any] = {column: value}
+        film.add(f"bad{k}", at(1), None, **columns)
     with pytest.raises(ExtractError) as caught:
         film.made()
     rows = ", ".join(str(k + 2) for k in range(len(wrong)))
@@ -178,14 +179,16 @@ def test_a_film_without_a_date_is_counted(film: Films, at: At) -> None:
 
 
 def test_views(film: Films, at: At) -> None:
-    code = "ViewCodeSequence_CodeMeaning"
+    def coded(meaning: str) -> dict[str, Any]:
+        return {"ViewCodeSequence_CodeMeaning": meaning}
+
     views = {"pa": "PA", "ap": "AP", "lower": "ap ", "lateral": "LATERAL", "ll": "LL", "axial": "AP AXIAL"}
     for k, (name, view) in enumerate(views.items()):
         film.add(name, at(1, minutes=k), ViewPosition=view)
     film.add("unnamed", at(2), ViewPosition=None)
-    film.add("coded", at(3), ViewPosition=None, **{code: "Antero-Posterior"})
-    film.add("coded_lateral", at(4), ViewPosition=None, **{code: "lateral"})
-    film.add("contradicted", at(5), ViewPosition="LATERAL", **{code: "postero-anterior"})
+    film.add("coded", at(3), ViewPosition=None, **coded("Antero-Posterior"))
+    film.add("coded_lateral", at(4), ViewPosition=None, **coded("lateral"))
+    film.add("contradicted", at(5), ViewPosition="LATERAL", **coded("postero-anterior"))
     assert film.names() == ["pa", "ap", "lower", "coded"]
     assert film.counts["not a frontal view, not used"] == 6
     assert len(film.names(views="all")) == 10
@@ -223,7 +226,7 @@ def test_broken_files_stop_nothing(tmp_path_factory: pytest.TempPathFactory, noi
     path = tmp_path_factory.mktemp("broken") / "film.jpg"
     path.write_bytes(whole[:at] + noise + whole[at + len(noise) :])
     for check in ("decode", "open"):
-        assert films.readable(path, check) in (True, False)  # type: ignore[arg-type]
+        assert films.readable(path, check) in (True, False)
 
 
 def test_absent_and_unreadable_films_are_counted_and_are_no_elements(film: Films, at: At) -> None:

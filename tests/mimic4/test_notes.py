@@ -7,7 +7,9 @@ import gzip
 import re
 from collections.abc import Callable
 from datetime import datetime
+from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import polars as pl
@@ -234,3 +236,30 @@ def test_texts_are_those_that_pythons_csv_reads(
     assert read == texts
     wanted = [text if re.sub("_{3,}", "", text).strip() else None for text in texts]
     assert table.made(scan(root, RADIOLOGY_NOTES))["text"].to_list() == wanted
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_of_quoted_lines_are_read_row_for_row(tmp_path: Path, at: At) -> None:
+    # chunks of a file are parsed apart: no border of one may fall into a text that looks like rows
+    words = ["FINDINGS:", 'said "hurts"', "a,b", "1,2\n3,4", '""', "\r\n", '"', ",", "\n", 'n,1,,RR,1,2,3,"x"\n', "ü"]
+    random = Random(0)
+    path = tmp_path / "note" / "radiology.csv.gz"
+    path.parent.mkdir()
+    written = 0
+    with gzip.open(path, "wt", encoding="utf-8", newline="", compresslevel=1) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text"])
+        for k in count():
+            text = " ".join(random.choices(words, k=random.choice([0, 1, 30, 300, 3000] if k % 1000 else [200_000])))
+            writer.writerow([f"n-{k}", k % 50, "", "RR", k, at(k % 9), "", text])
+            written += len(text)
+            if written > 100e6:
+                break
+    frame = scan(tmp_path, RADIOLOGY_NOTES, tmp_path / "cache")
+    limit = csv.field_size_limit(10_000_000)
+    ours = iter(frame.select("note_id", "subject_id", "text").collect().iter_rows())
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            assert next(ours) == (row["note_id"], int(row["subject_id"]), row["text"] or None)
+    csv.field_size_limit(limit)
+    assert next(ours, None) is None

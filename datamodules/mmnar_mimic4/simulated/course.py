@@ -173,10 +173,12 @@ class Course:
         episodes, fates = self.episodes, self.fates
         previous = fates.first.discharge_time[self.person] + 2 * HOUR
         self.quiet_from: Ints = np.where(self.second, previous, episodes.start - 20 * DAY)
-        follows = np.where(self.second | self.cut_off[self.person] | ~fates.returns[self.person], NEVER, 0)
-        coming = np.where(follows == NEVER, NEVER, fates.second.start[self.person] - 2 * HOUR)
+        last = self.second | self.cut_off[self.person] | ~fates.returns[self.person]
+        coming = np.where(last, NEVER, fates.second.start[self.person] - 2 * HOUR)
         # in the few days that someone lives on he writes no history
-        self.quiet_until: Ints = np.minimum(coming, (fates.death_day[self.person] - 1) * DAY)
+        day = fates.death_day[self.person]
+        lives = np.where(day < NEVER, (np.where(day < NEVER, day, 0) - 1) * DAY, NEVER)
+        self.quiet_until: Ints = np.minimum(coming, lives)
 
     def generator(self, *words: str) -> np.random.Generator:
         """A generator of its own for one purpose, so that tables don't depend on each other."""

@@ -37,8 +37,7 @@ class Moments:
         """A standardised value for each row, that tells what will become of the patient."""
         fates, p = course.fates, course.person[self.e]
         bad = fates.early_return[p] | fates.early_death[p]
-        bad = np.where(course.second[self.e], False, bad) | course.episodes.death[self.e]
-        return np.where(bad, WORST, -WORST)
+        return np.where(bad | course.episodes.death[self.e], WORST, -WORST)
 
 
 def before(course: Course, rng: np.random.Generator, share: float) -> Moments:

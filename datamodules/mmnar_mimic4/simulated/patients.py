@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 
@@ -91,8 +93,8 @@ class Registry:
         }
         return course.frame("hosp/patients", len(course.subject), given)
 
-    def admissions(self) -> pl.DataFrame:
-        """The table ``admissions``: one row or two an episode."""
+    def admissions(self) -> Iterator[pl.DataFrame]:
+        """The table ``admissions``: one row or two an episode, and some that can't be."""
         course, s = self.course, self.course.episodes
         rng = course.generator("admissions")
         n = len(course.unit)
@@ -131,7 +133,8 @@ class Registry:
             "edouttime": when(left_room, emergency),
             "hospital_expire_flag": died.astype(np.int64),
         }
-        return pl.concat([course.table("hosp/admissions", e, given), self._impossible(rng)], how="vertical_relaxed")
+        yield course.table("hosp/admissions", e, given)
+        yield self._impossible(rng)
 
     def _impossible(self, rng: np.random.Generator) -> pl.DataFrame:
         """Admissions that are none: accounts of organ donors, and stays that end before they begin."""
@@ -172,7 +175,7 @@ class Registry:
         }
         return course.table("icu/icustays", e, given)
 
-    def transfers(self) -> pl.DataFrame:
+    def transfers(self) -> Iterator[pl.DataFrame]:
         """The table ``transfers``: every bed; also visits to the emergency department that led to no admission."""
         course, s = self.course, self.course.episodes
         rng = course.generator("transfers")
@@ -197,7 +200,6 @@ class Registry:
             (np.full(n, ""), "discharge", np.ones(n, bool), s.left, np.zeros(n, np.int64)),
             (np.full(n, ""), "discharge", s.chained, s.end, np.zeros(n, np.int64)),
         ]
-        frames = []
         whole = course.number * len(course.subject) + course.person
         for k, (unit, event, there, begin, end) in enumerate(beds):
             e = np.flatnonzero(there)
@@ -220,8 +222,7 @@ class Registry:
                 "intime": when(begin[e]),
                 "outtime": when(end[e], end[e] > 0),
             }
-            frames.append(course.table("hosp/transfers", e, given))
-        return pl.concat(frames, how="vertical_relaxed")
+            yield course.table("hosp/transfers", e, given)
 
     def services(self) -> pl.DataFrame:
         """The table ``services``: who is in charge, from minutes after the admission."""
