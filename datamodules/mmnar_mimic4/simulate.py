@@ -77,10 +77,8 @@ def simulate(
     _refuse(patients, release, films, film_size)
     population(seed, mechanism, strength)  # refuses bad arguments before anything is touched
     settings: dict[str, Any] = {
-        "simulator": "mimic4",
-        "version": VERSION,
-        "patients": patients,
-        "seed": seed,
+        **{"simulator": "mimic4", "version": VERSION},
+        **{"patients": patients, "seed": seed},
         "mechanism": mechanism,
         "strength": float(strength),
         "release": release,

@@ -64,6 +64,7 @@ class FilmReader:
         crop_pct: H over the size a film is resized to before its centre is cut out.
         crop_mode: ``center``, ``squash`` or ``border``, as in timm.
         interpolation: ``bilinear``, ``bicubic`` …
+        mean: C numbers of 0 to 1, the colour of borders; None is black.
         most: Films of a sample that are opened, those nearest to the prediction time; None opens all.
         unreadable: ``error``, or ``count``: left out, as if it were not there, and counted.
         max_pixels: Most pixels decoded of a film.
@@ -74,6 +75,7 @@ class FilmReader:
     crop_pct: float
     crop_mode: str
     interpolation: str
+    mean: tuple[float, ...] | None = None
     most: int | None = None
     unreadable: Literal["error", "count"] = "error"
     max_pixels: int = 50_000_000
@@ -158,6 +160,7 @@ class FilmReader:
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
+            mean=self.mean or (0.0,) * self.size[0],
             normalize=False,
         )
 

@@ -201,6 +201,7 @@ class ImageEncoder(Encoder):
             data["crop_pct"],
             data["crop_mode"],
             data["interpolation"],
+            tuple(data["mean"]),
             self.max_films,
             self.unreadable,
             self.max_pixels,

@@ -161,6 +161,7 @@ class ItemCatalogue:
         log: Counts | None = None,
         table: str = "",
         unknown_unit: Literal["error", "count"] = "error",
+        pairs: pl.DataFrame | None = None,
     ) -> pl.LazyFrame:
         """Turn raw items into variables, in their units, within their plausible ranges.
 
@@ -173,45 +174,57 @@ class ItemCatalogue:
             table: Name of the table in the log and in messages.
             unknown_unit: Whether a unit that the catalogue does not know for its raw id is an error, or counted and the
                 value nulled.
+            pairs: All raw ids and units that `frame` may hold, in these columns, where they are at hand for less than
+                a pass over it; what is counted is always counted in `frame`.
 
         Returns:
-            The rows of catalogued items, in no certain order, with further columns ``variable`` (String) and ``value``
-            (Float64; null where it was null, implausible, or in an unknown unit).
+            The rows of catalogued items, in no certain order, with further columns ``variable`` (String), ``value``
+            (Float64; null where it was null, implausible, or in an unknown unit) and ``unknown_unit`` (whether its
+            unit is unknown).
 
         Raises:
             ExtractError: If a unit is unknown and that is an error; names file, column, count and row numbers.
         """
-        if unit is not None and unknown_unit == "error":
+        keys = [raw_id] if unit is None else [raw_id, unit]
+        found = (frame if pairs is None else pairs.lazy()).group_by(keys).len().collect(engine="streaming")
+        lookup = self._lookup(found, raw_id, unit)
+        if unknown_unit == "error" and unit is not None and lookup["unknown_unit"].any():
             self._demand_units(frame, raw_id, unit, table)
-        item = pl.col(raw_id).cast(pl.String)
-        text = pl.lit(None, dtype=pl.String) if unit is None else pl.col(unit)
-        # joins to small tables stream; a replacement of values does not. `value` may be the name of the raw column, too
-        raw = frame.with_columns(_item=item, _raw=pl.col(value).cast(pl.Float64), _pair=_pair(item, text))
-        named = raw.join(self._variable_of(), on="_item", how="inner")
-        converted = named.join(self._lookup(), on="_pair", how="left").with_columns(
-            value=pl.col("_raw") * pl.col("_factor") + pl.col("_offset")
+        if unit is not None and lookup.drop(unit, "len").n_unique() == lookup[raw_id].n_unique():
+            # no item has two units that matter: text need not be compared
+            lookup, keys = lookup.unique(raw_id).drop(unit), [raw_id]
+        # `value` may be the name of the raw column, too
+        named = frame.with_columns(_raw=pl.col(value).cast(pl.Float64)).join(
+            lookup.drop("len").lazy(), on=keys, how="inner", nulls_equal=True
         )
+        converted = named.with_columns(value=pl.col("_raw") * pl.col("_factor") + pl.col("_offset"))
         within = pl.col("value").is_finite()
         within &= pl.col("_low").is_null() | (pl.col("value") >= pl.col("_low"))
         within &= pl.col("_high").is_null() | (pl.col("value") <= pl.col("_high"))
         flagged = converted.with_columns(_implausible=~within.fill_null(True))
         if log is not None:
-            self._count(frame, flagged, item, log, table)
+            strange = found if pairs is None else frame.group_by(raw_id).len().collect(engine="streaming")
+            others = strange.filter(~self.known(pl.col(raw_id)))["len"].sum()
+            log.add(table, "rows of items not in the catalogue", others)
+            self._count(flagged, log, table)
         ranged = flagged.with_columns(value=pl.when(~pl.col("_implausible")).then(pl.col("value")))
-        return ranged.select(
-            pl.exclude("_item", "_raw", "_pair", "_factor", "_offset", "_low", "_high", "_implausible")
-        )
+        return ranged.select(pl.exclude("_raw", "_factor", "_offset", "_low", "_high", "_implausible"))
 
-    def _variable_of(self) -> pl.LazyFrame:
+    def _lookup(self, found: pl.DataFrame, raw_id: str, unit: str | None) -> pl.DataFrame:
+        """Variable, conversion and range of the catalogued among raw ids and units; no numbers for an unknown unit."""
         variables = {entry.raw_id: entry.variable for entry in self.entries}
-        return pl.LazyFrame({"_item": list(variables), "variable": list(variables.values())})
-
-    def _lookup(self) -> pl.LazyFrame:
         pairs = self._pairs()
         numbers = {
             f"_{name}": [getattr(e, name) for e in pairs.values()] for name in ("factor", "offset", "low", "high")
         }
-        return pl.LazyFrame({"_pair": list(pairs), **numbers}, schema_overrides=dict.fromkeys(numbers, pl.Float64))
+        known = pl.DataFrame({"_pair": list(pairs), **numbers}, schema_overrides=dict.fromkeys(numbers, pl.Float64))
+        text = pl.lit(None, dtype=pl.String) if unit is None else pl.col(unit)
+        named = found.with_columns(
+            variable=pl.col(raw_id).cast(pl.String).replace_strict(variables, default=None, return_dtype=pl.String),
+            _pair=_pair(pl.col(raw_id), text),
+        ).filter(pl.col("variable").is_not_null())
+        looked_up = named.join(known, on="_pair", how="left", maintain_order="left")
+        return looked_up.with_columns(unknown_unit=pl.col("_factor").is_null()).drop("_pair")
 
     def _demand_units(self, frame: pl.LazyFrame, raw_id: str, unit: str, table: str) -> None:
         wrong = self.unknown_unit(pl.col(raw_id), pl.col(unit))
@@ -223,10 +236,8 @@ class ItemCatalogue:
                 "(give the table spec `units=` to have them named when the file is read)"
             )
 
-    def _count(self, frame: pl.LazyFrame, flagged: pl.LazyFrame, item: pl.Expr, log: Counts, table: str) -> None:
-        strange = frame.select((~self.known(item)).sum()).collect(engine="streaming").item()
-        log.add(table, "rows of items not in the catalogue", strange)
-        unit = pl.col("_factor").is_null() & pl.col("_raw").is_not_null()
+    def _count(self, flagged: pl.LazyFrame, log: Counts, table: str) -> None:
+        unit = pl.col("unknown_unit") & pl.col("_raw").is_not_null()
         sums = flagged.group_by("variable").agg(implausible=pl.col("_implausible").sum(), unit=unit.sum())
         found = {row[0]: row[1:] for row in sums.collect(engine="streaming").rows()}
         for variable in self.variables:

@@ -183,13 +183,14 @@ def _read(raw: RawFile, spec: TableSpec, pace: Pace, numbered: bool = False) -> 
             for name, p in places.items()
             if p is not None
         }
-        long = pl.col(f"c{len(raw.header)}").is_not_null()
+        # a line is parsed up to the last column that is asked for: of a large table, no further
+        long = pl.col(f"c{len(raw.header)}").is_not_null() if spec.only is None else pl.lit(False)
     frame = frame.with_row_index(ROW, offset=1) if numbered else frame
     if spec.only is not None:
         chosen, unread = read.get(spec.only.column, (pl.lit(None).cast(schema[spec.only.column]), pl.lit(False)))
         values = pl.Series(spec.only.values, dtype=pl.String).cast(schema[spec.only.column])
         # before anything else is read of a row: most rows of a large table are of items that nobody asks for
-        frame = frame.filter(chosen.is_in(values.implode()).fill_null(False) | unread.fill_null(False) | long)
+        frame = frame.filter(chosen.is_in(values.implode()).fill_null(False) | unread.fill_null(False))
     columns = [read[n][0].alias(n) if n in read else pl.lit(None).cast(schema[n]).alias(n) for n in spec.columns]
     flags = [flag.fill_null(False).alias(BAD + n) for n, (_, flag) in read.items() if schema[n] != pl.String]
     return frame.select(*([ROW] if numbered else []), *columns, *flags, long.alias(LONG))
@@ -330,7 +331,7 @@ def _count(raw: RawFile, spec: TableSpec, kept: int, commas: int | None) -> tupl
     """Rows in a file, and whether its commas say that each has as many fields as the header.
 
     Where only some rows are kept, the others are counted by their commas: a pass of their own would cost more than it
-    is worth. Then rows that lack fields go unseen if these add up to whole rows, and no row has one too many.
+    is worth. Then rows that lack fields go unseen if these add up to whole rows, or others have as many too many.
     """
     between = len(raw.header) - 1
     if spec.only is None:

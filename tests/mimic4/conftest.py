@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mmnar_lightning.extract import TableSpec
-from mmnar_mimic4 import tables
+from mmnar_lightning.extract import Counts, TableSpec, scan
+from mmnar_lightning.records import RecordSchema, RecordStore, write_store
+from mmnar_mimic4 import MIMIC4Extractor, tables
 
 _EVENT = "subject_id,hadm_id,stay_id,caregiver_id"
 _GIVEN = "starttime,endtime,storetime,itemid"
@@ -40,6 +42,9 @@ HEADERS = {
     "form_unit_disp,doses_per_24_hrs,route",
     "hosp/diagnoses_icd": "subject_id,hadm_id,seq_num,icd_code,icd_version",
     "hosp/procedures_icd": "subject_id,hadm_id,seq_num,chartdate,icd_code,icd_version",
+    "hosp/poe": "poe_id,poe_seq,subject_id,hadm_id,ordertime,order_type,order_subtype,transaction_type,"
+    "discontinue_of_poe_id,discontinued_by_poe_id,order_provider_id,order_status",
+    "hosp/poe_detail": "poe_id,poe_seq,subject_id,field_name,field_value",
     "hosp/provider": "provider_id",
     "icu/icustays": "subject_id,hadm_id,stay_id,first_careunit,last_careunit,intime,outtime,los",
     "icu/chartevents": f"{_EVENT},charttime,storetime,itemid,value,valuenum,valueuom,warning",
@@ -57,7 +62,7 @@ HEADERS = {
     "Columns,StudyDate,StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"
     "PatientOrientationCodeSequence_CodeMeaning",
 }
-OPTIONAL = ("note/discharge", "note/radiology", "mimic-cxr-2.0.0-metadata")
+OPTIONAL = ("hosp/poe", "hosp/poe_detail", "note/discharge", "note/radiology", "mimic-cxr-2.0.0-metadata")
 LAB_LABELS = {
     50912: "Creatinine",
     50971: "Potassium",
@@ -151,7 +156,7 @@ class RawTables:
         """Write the tables as ``.csv``, ``.csv.gz`` or ``.parquet`` (all columns text), save those in `without`.
 
         No table that an extractor needs may be empty: a row of the first patient that has no time, and so is never
-        known, stands in. Notes and films are written only where there are rows.
+        known, stands in. Orders, notes and films are written only where there are rows.
         """
         patients = self.rows["hosp/patients"]
         nobody = {"subject_id": patients[0]["subject_id"] if patients else SUBJECT}
@@ -196,6 +201,64 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, date):
         return value.isoformat()
     return None if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction made, collected."""
+
+    extractor: MIMIC4Extractor
+    schema: RecordSchema
+    samples: pl.DataFrame
+    elements: Mapping[str, pl.DataFrame]
+    counts: Mapping[tuple[str, str], int]
+
+    def differing(self, other: Extracted) -> dict[str, set[int]]:
+        """Whose samples or elements differ: by ``samples`` or modality, numbers of samples; empty where all agree."""
+        mine, theirs = ({"samples": one.samples.with_row_index("sample"), **one.elements} for one in (self, other))
+        assert mine.keys() == theirs.keys()
+        found = {}
+        for name, frame in mine.items():
+            if not frame.equals(theirs[name]):
+                parts = [
+                    {k[0]: v for k, v in one.partition_by("sample", as_dict=True).items()}
+                    for one in (frame, theirs[name])
+                ]
+                either = parts[0].keys() | parts[1].keys()
+                alike = {k for k in parts[0].keys() & parts[1].keys() if parts[0][k].equals(parts[1][k])}
+                found[name] = {int(k) for k in either - alike}
+        return found
+
+    def value(self, modality: str, item: str, sample: int = 0) -> float | None:
+        """Value of an item of a sample; None where it was not measured or the modality not observed."""
+        rows = self.elements[modality].filter(pl.col("sample") == sample)[item].to_list()
+        return rows[0] if rows else None
+
+    def store(self, parent: Path) -> RecordStore:
+        """A store of it, always under the same fingerprint, so that the same content is the same bytes."""
+        made = (self.schema, self.samples, self.elements, {"counts": []})
+        return RecordStore(write_store(parent, "mimic4", self.extractor.cohort, "0" * 16, *made))
+
+    def stored(self, parent: Path) -> dict[str, str]:
+        """Hash of every file of that store but the manifest."""
+        path = self.store(parent).path
+        files = sorted(path.rglob("*.arrow"))
+        return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def run(extractor: MIMIC4Extractor, root: Path) -> Extracted:
+    """Read a raw extract and collect what the extractor makes of it."""
+    log = Counts()
+    frames = {spec.name: scan(root, spec).collect().lazy() for spec in extractor.tables()}
+    made = extractor.extract(frames, log)
+    elements = {name: step() if callable(step) else step for name, step in made.elements.items()}
+    return Extracted(extractor, made.schema, made.samples, elements, dict(log.items()))
+
+
+@pytest.fixture(scope="session")
+def extracted() -> Callable[[MIMIC4Extractor, Path], Extracted]:
+    """`extracted(extractor, root)` reads a raw extract and returns samples, elements and counts."""
+    return run
 
 
 @pytest.fixture

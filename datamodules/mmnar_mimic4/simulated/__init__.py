@@ -1,1 +1,1 @@
-"""Parts of the simulator of raw eICU extracts."""
+"""Parts of the simulator of raw MIMIC-IV extracts."""
