@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmnar_eicu.cohort import CohortName
 from mmnar_eicu.extractor import EICUExtractor
+from mmnar_eicu.modalities import Form
 from mmnar_lightning.extract import find_store, prepare
 from mmnar_lightning.records import RecordDataModule, SplitSettings
 
@@ -30,6 +31,7 @@ class EICUDataModule(RecordDataModule):
         exclude_care_limits: Leave out samples with limited or comfort care before the prediction time.
         lab_delay: Minutes for which a lab value is held back after its time, for extracts whose offsets were rounded
             down (59 for one that was floored to the hour).
+        measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
         modalities: Names of the modalities to use, or None for all.
         tasks: Names of the tasks to learn, or None for all.
         splits: How patients are divided; `by` may be ``patient``, ``site``, ``region`` or ``year``.
@@ -58,6 +60,7 @@ class EICUDataModule(RecordDataModule):
         include_micro: bool = False,
         exclude_care_limits: bool = False,
         lab_delay: float = 0.0,
+        measurements: Form = "statistics",
         modalities: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         splits: SplitSettings = SplitSettings(),  # noqa: B008 - frozen
@@ -88,6 +91,7 @@ class EICUDataModule(RecordDataModule):
             include_micro=include_micro,
             exclude_care_limits=exclude_care_limits,
             lab_delay=lab_delay,
+            measurements=measurements,
         )
 
     def prepare_store(self) -> Path:

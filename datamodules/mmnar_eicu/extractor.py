@@ -11,7 +11,7 @@ import polars as pl
 
 from mmnar_eicu.codes import infusion_drugs
 from mmnar_eicu.cohort import HOSPITAL_STAY, TASKS, Cohort, CohortName, build_cohort
-from mmnar_eicu.modalities import BUILDERS, Source, care_limits, describe
+from mmnar_eicu.modalities import BUILDERS, SERIES, Form, Source, care_limits, describe
 from mmnar_eicu.structured import categories, groups, structured, with_hospital
 from mmnar_eicu.tables import STAY, all_tables, catalogue
 from mmnar_lightning.extract import Counts, Extraction, TableSpec
@@ -31,6 +31,7 @@ class EICUExtractor:
         exclude_care_limits: Leave out samples with limited or comfort care before the prediction time.
         lab_delay: Minutes for which a lab value is held back after its time, for extracts whose offsets were rounded
             down (59 for one that was floored to the hour).
+        measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -42,6 +43,7 @@ class EICUExtractor:
     include_micro: bool = False
     exclude_care_limits: bool = False
     lab_delay: float = 0.0
+    measurements: Form = "statistics"
 
     dataset = "eicu"
     version = "3"
@@ -56,6 +58,8 @@ class EICUExtractor:
             )
         if self.lab_delay < 0:
             raise ValueError(f"lab_delay must not be negative, got {self.lab_delay:g} minutes")
+        if self.measurements not in get_args(Form):
+            raise ValueError(f"measurements {self.measurements!r} is not one of {', '.join(get_args(Form))}")
 
     def options(self) -> dict[str, Any]:
         """Everything that changes what is made, catalogues included."""
@@ -65,6 +69,7 @@ class EICUExtractor:
             "include_micro": self.include_micro,
             "exclude_care_limits": self.exclude_care_limits,
             "lab_delay": self.lab_delay,
+            "measurements": self.measurements,
             "catalogues": {
                 **{name: catalogue(name).sha256 for name in ("labs", "vitals", "respiratory")},
                 "infusions": infusion_drugs()[1],
@@ -83,9 +88,11 @@ class EICUExtractor:
         cohort = Cohort(with_hospital(cohort.samples, hospital), cohort.stays)
         cohort = self._with_care_limits(cohort, tables, log)
         source = Source(tables, cohort.stays, log, self.lab_delay)
-        schema = RecordSchema(describe(self.include_respiratory, self.include_micro), TASKS[self.cohort])
+        modalities = describe(self.include_respiratory, self.include_micro, self.measurements)
+        schema = RecordSchema(modalities, TASKS[self.cohort])
+        builders = BUILDERS | (SERIES if self.measurements == "series" else {})
         steps: dict[str, Callable[[], pl.DataFrame]] = {"structured": partial(structured, cohort, log)}
-        steps |= {name: partial(BUILDERS[name], source) for name in schema.names if name != "structured"}
+        steps |= {name: partial(builders[name], source) for name in schema.names if name != "structured"}
         return Extraction(schema, self._samples(cohort), dict(steps))
 
     def _with_care_limits(self, cohort: Cohort, tables: Mapping[str, pl.LazyFrame], log: Counts) -> Cohort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import polars as pl
 
@@ -18,10 +19,13 @@ STATS = ("last", "min", "max", "mean", "count", "delta")
 CODES = ("medication", "infusion", "home_drugs", "treatment", "diagnosis", "notes")
 MODALITIES = ("structured", "vitals", "labs", "medication", "infusion", "home_drugs", "treatment", "diagnosis", "notes")
 AIRWAY = "artificial_airway"
+# how labs and vitals are given: as statistics of a window, or as the values themselves
+Form = Literal["statistics", "series"]
 
 
-def describe(respiratory: bool = False, micro: bool = False) -> tuple[Modality, ...]:
+def describe(respiratory: bool = False, micro: bool = False, measurements: Form = "statistics") -> tuple[Modality, ...]:
     """Modalities in order, with all catalogue items and nothing fitted."""
+    series = {name: catalogue(name).variables for name in SERIES} if measurements == "series" else {}
     vectors = {
         "structured": structured_items(),
         "vitals": items(catalogue("vitals").variables, STATS),
@@ -29,7 +33,9 @@ def describe(respiratory: bool = False, micro: bool = False) -> tuple[Modality, 
         "respiratory": (*items(catalogue("respiratory").variables, STATS), f"{AIRWAY}_last"),
     }
     names = [*MODALITIES, *(["respiratory"] if respiratory else []), *(["micro"] if micro else [])]
-    return tuple(Modality(n, "vector", vectors[n]) if n in vectors else Modality(n, "codes") for n in names)
+    described = {name: Modality(name, "vector", listed) for name, listed in vectors.items()}
+    described |= {name: Modality(name, "series", listed) for name, listed in series.items()}
+    return tuple(described.get(name) or Modality(name, "codes") for name in names)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,14 @@ class Source:
         return found
 
 
+def _once(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Measured values, one row each: the same value at the same time was filed twice or under two unit stays."""
+    values = frame.filter(pl.col("value").is_not_null()).select(
+        "sample", "variable", "value", "time", "available", "hours_before"
+    )
+    return values.group_by("sample", "variable", "time", "value").agg(pl.col("available", "hours_before").min())
+
+
 def measured(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
     """Statistics of measured values: one row a sample that has any.
 
@@ -77,19 +91,34 @@ def measured(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
     Returns:
         ``sample``, ``hours_before`` (of the last value) and `items`, Float32; null where never measured.
     """
-    # The same value at the same time is the same measurement, filed twice or under two unit stays.
-    once = frame.filter(pl.col("value").is_not_null()).select(
-        "sample", "variable", "value", "time", "available", "hours_before"
-    )
-    once = once.group_by("sample", "variable", "time", "value").agg(pl.col("available", "hours_before").min())
+    once = _once(frame)
     wide = pivot(aggregate(once, time="time", tie=("available",), stats=STATS), variables, STATS)
     last = once.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect(engine="streaming")
     wide = wide.join(last, on="sample", how="left", validate="1:1", maintain_order="left")
     return wide.select("sample", "hours_before", pl.exclude("sample", "hours_before"))
 
 
-def vitals(source: Source) -> pl.DataFrame:
-    """``vitals``: statistics of vitalPeriodic and vitalAperiodic in the window."""
+def events(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
+    """Measured values themselves, the ones that `measured` makes statistics of.
+
+    Args:
+        frame: As for `measured`.
+        variables: All variables, in order.
+
+    Returns:
+        ``sample``, ``hours_before`` (Float32), ``variable`` (one of `variables`) and ``value`` (Float32), by sample,
+        then time (the oldest first), then variable. The last of a variable is what `measured` takes as its last.
+    """
+    order = ["sample", "time", "variable", "available", "value"]
+    # 0.0 and -0.0 compare equal, so that which of them is kept would depend on the order of the rows
+    value = pl.when(pl.col("value") == 0).then(0.0).otherwise(pl.col("value"))
+    listed = _once(frame).with_columns(value=value, variable=pl.col("variable").cast(pl.Enum(variables)))
+    columns = ("sample", pl.col("hours_before").cast(pl.Float32), "variable", pl.col("value").cast(pl.Float32))
+    return listed.sort(order).select(columns).collect(engine="streaming")
+
+
+def _vital_values(source: Source) -> pl.LazyFrame:
+    """Values of vitalPeriodic and vitalAperiodic in the window."""
     long = []
     for spec, columns in ((tables.VITAL_PERIODIC, tables.PERIODIC), (tables.VITAL_APERIODIC, tables.APERIODIC)):
         wide = source.known(spec).select("sample", "time", "available", "hours_before", *columns)
@@ -100,11 +129,21 @@ def vitals(source: Source) -> pl.DataFrame:
     hot = (pl.col("raw_id") == "temperature") & (pl.col("raw") > 50)
     rows = rows.with_columns(unit=pl.when(hot).then(pl.lit("°F")))
     listed = catalogue("vitals")
-    return measured(listed.apply(rows, "raw_id", "raw", "unit", source.log, "vitals", "count"), listed.variables)
+    return listed.apply(rows, "raw_id", "raw", "unit", source.log, "vitals", "count")
 
 
-def labs(source: Source) -> pl.DataFrame:
-    """``labs``: statistics of lab results in the window."""
+def vitals(source: Source) -> pl.DataFrame:
+    """``vitals``: statistics of vitalPeriodic and vitalAperiodic in the window."""
+    return measured(_vital_values(source), catalogue("vitals").variables)
+
+
+def vital_events(source: Source) -> pl.DataFrame:
+    """``vitals`` as a series: the values that `vitals` makes statistics of."""
+    return events(_vital_values(source), catalogue("vitals").variables)
+
+
+def _lab_values(source: Source) -> pl.LazyFrame:
+    """Lab results in the window."""
     spec, listed = tables.lab(), catalogue("labs")
     # whole minutes from becoming known to the prediction time: the later of both offsets was rounded down, too
     since_known = (pl.col("hours_before") * 60).round() - (pl.col("available") - pl.col("labresultoffset"))
@@ -114,8 +153,17 @@ def labs(source: Source) -> pl.DataFrame:
         source.log.add(spec.name, "held back beyond the prediction time by lab_delay", held)
     frame = frame.filter(since_known >= source.lab_delay, pl.col("labresult").is_not_null())
     # Units were checked when the table was scanned.
-    rows = listed.apply(frame, "labname", "labresult", "labmeasurenamesystem", source.log, "lab", "count")
-    return measured(rows, listed.variables)
+    return listed.apply(frame, "labname", "labresult", "labmeasurenamesystem", source.log, "lab", "count")
+
+
+def labs(source: Source) -> pl.DataFrame:
+    """``labs``: statistics of lab results in the window."""
+    return measured(_lab_values(source), catalogue("labs").variables)
+
+
+def lab_events(source: Source) -> pl.DataFrame:
+    """``labs`` as a series: the results that `labs` makes statistics of."""
+    return events(_lab_values(source), catalogue("labs").variables)
 
 
 def medication(source: Source) -> pl.DataFrame:
@@ -210,6 +258,8 @@ BUILDERS: dict[str, Callable[[Source], pl.DataFrame]] = {
     "respiratory": respiratory,
     "micro": micro,
 }
+# in place of those above where measurements are series
+SERIES: dict[str, Callable[[Source], pl.DataFrame]] = {"vitals": vital_events, "labs": lab_events}
 
 
 def care_limits(source: Source) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from mmnar_lightning.records import RecordDataModule, SplitSettings
 from mmnar_mimic4.cohort import CohortName, Episodes
 from mmnar_mimic4.extractor import Films, MIMIC4Extractor
 from mmnar_mimic4.films import Absent, Check, Views
+from mmnar_mimic4.measurements import Form
 from mmnar_mimic4.notes import Blanks
 from mmnar_mimic4.versions import Version, detect
 
@@ -45,6 +46,7 @@ class MIMIC4DataModule(RecordDataModule):
         blanks: Whether the de-identification blanks ``___`` stay in the notes (``keep``) or not (``drop``).
         embeddings: Parquet files with vectors made elsewhere in place of notes or films, by modality
             (``radiology``, ``discharge``: by note_id; ``cxr``: by dicom_id).
+        measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
         merge_structured: One modality ``structured`` in place of structured, labs, vitals and treatments.
         include_micro: Add the modality ``micro``.
         include_billing: Add the modality ``billing``: codes assigned after discharge, for the paper's preset alone.
@@ -89,6 +91,7 @@ class MIMIC4DataModule(RecordDataModule):
         absent_films: Absent = "count",
         blanks: Blanks = "keep",
         embeddings: Mapping[str, Path] | None = None,
+        measurements: Form = "statistics",
         merge_structured: bool = False,
         include_micro: bool = False,
         include_billing: bool = False,
@@ -133,6 +136,7 @@ class MIMIC4DataModule(RecordDataModule):
             absent_films=absent_films,
             blanks=blanks,
             embeddings=embeddings,
+            measurements=measurements,
             merge_structured=merge_structured,
             include_micro=include_micro,
             include_billing=include_billing,

@@ -16,7 +16,17 @@ from mmnar_mimic4 import films, notes, tables
 from mmnar_mimic4.billing import billing
 from mmnar_mimic4.cohort import TASKS, Cohort, CohortName, CohortSettings, Episodes, build_cohort
 from mmnar_mimic4.embeddings import SUFFIX, OwnEmbeddings, cxr_embeddings, embedding_items, release_width
-from mmnar_mimic4.measurements import lab_items, labs, vital_items, vitals
+from mmnar_mimic4.measurements import (
+    Form,
+    lab_events,
+    lab_items,
+    lab_variables,
+    labs,
+    vital_events,
+    vital_items,
+    vital_variables,
+    vitals,
+)
 from mmnar_mimic4.merged import merged, merged_items
 from mmnar_mimic4.micro import micro
 from mmnar_mimic4.structured import care_limits, categories, groups, structured, structured_items
@@ -57,6 +67,7 @@ class MIMIC4Extractor:
         absent_films: Whether a film that is listed but not there is counted (``count``) or an ``error``.
         blanks: Whether the de-identification blanks ``___`` stay in the notes (``keep``) or not (``drop``).
         embeddings: Parquet files with vectors made elsewhere, by modality (``radiology``, ``discharge``, ``cxr``).
+        measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
         merge_structured: One modality ``structured`` in place of structured, labs, vitals and treatments.
         include_micro: Add the modality ``micro`` (cultures, and organisms known by then).
         include_billing: Add the modality ``billing``: codes assigned after discharge, for the paper's preset alone.
@@ -82,6 +93,7 @@ class MIMIC4Extractor:
     absent_films: Literal["count", "error"] = "count"
     blanks: notes.Blanks = "keep"
     embeddings: Mapping[str, Path] | None = None
+    measurements: Form = "statistics"
     merge_structured: bool = False
     include_micro: bool = False
     include_billing: bool = False
@@ -99,6 +111,12 @@ class MIMIC4Extractor:
             raise ValueError("prospective: only post_discharge has a variant that is not")
         if self.include_billing and self.cohort != "post_discharge":
             raise ValueError("include_billing: at a landmark inside the stay no code has been assigned yet")
+        if self.measurements not in get_args(Form):
+            raise ValueError(f"measurements {self.measurements!r} is not one of {', '.join(get_args(Form))}")
+        if self.merge_structured and self.measurements == "series":
+            raise ValueError(
+                "merge_structured: series can't be merged into a vector; it takes measurements: statistics"
+            )
         strange = sorted(set(self.embeddings or {}) - {"radiology", "discharge", "cxr"})
         if strange:
             raise ValueError(f"embeddings: no modality {', '.join(strange)}; there are: radiology, discharge, cxr")
@@ -146,6 +164,7 @@ class MIMIC4Extractor:
             "films": self._film_state if with_films else None,
             "blanks": self.blanks,
             "embeddings": {name: own.sha256 for name, own in self._own.items()},
+            "measurements": self.measurements,
             "merge_structured": self.merge_structured,
             "include_micro": self.include_micro,
             "include_billing": self.include_billing,
@@ -219,7 +238,11 @@ class MIMIC4Extractor:
         }
         if self.merge_structured:
             return {"structured": (Modality("structured", "vector", merged_items(items)), partial(merged, steps))}
-        return {name: (Modality(name, "vector", items[name]), steps[name]) for name in steps}
+        made: dict[str, Made] = {name: (Modality(name, "vector", items[name]), steps[name]) for name in steps}
+        if self.measurements == "series":
+            made["labs"] = Modality("labs", "series", lab_variables()), partial(lab_events, source)
+            made["vitals"] = Modality("vitals", "series", vital_variables()), partial(vital_events, source)
+        return made
 
     def _notes(self, source: Source, cohort: Cohort) -> dict[str, Made]:
         listed = {"radiology": (tables.RADIOLOGY_NOTES, notes.radiology_rows)}

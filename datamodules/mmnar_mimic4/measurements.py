@@ -1,4 +1,6 @@
-"""Labs and vitals of a MIMIC-IV sample: statistics of what was measured in its window and known by its prediction time.
+"""Labs and vitals of a MIMIC-IV sample: what was measured in its window and known by its prediction time.
+
+As statistics of the window, or as a series of the values themselves.
 
 A measurement belongs to a sample by its patient and its time, also where ``hadm_id`` is missing (as it is for most of
 what was drawn in the emergency department). Its value is brought to the unit of its variable, and is null outside the
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import polars as pl
 
@@ -19,6 +22,7 @@ from mmnar_mimic4.tables import SUBJECT, catalogue
 from mmnar_mimic4.windows import Source
 
 STATS = ("last", "min", "max", "mean", "count")
+Form = Literal["statistics", "series"]
 # Inspired oxygen is charted as 0.4 and as 40, without a unit that tells: at most 1 is a fraction.
 FRACTIONS = (50816, 223835)
 # Values that are held at once, some 150 bytes each: memory stays flat in the number of rows.
@@ -100,11 +104,31 @@ def _log_nulled(source: Source, measurements: tuple[Measurements, ...], nulled: 
                 source.log.add(one.spec.name, f"values of {variable} in an unknown unit, nulled", unit)
 
 
-def measured(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataFrame:
-    """Statistics of measured values.
+def _once(source: Source, measurements: tuple[Measurements, ...]) -> Iterator[pl.LazyFrame]:
+    """Measured values, one row each, by batches of samples in order; logs what is not used.
 
-    The same value of the same item at the same time is one measurement, however often it was filed. Of several values
-    at the last time the largest is the last.
+    The same value of the same item at the same time is one measurement, however often it was filed.
+
+    Yields:
+        ``sample``, ``itemid``, ``time``, ``value``, ``variable``, ``hours_before``.
+    """
+    for one in measurements:
+        one.tally(source)
+    nulled = []
+    for part in _batches(source, measurements):
+        rows = pl.concat([one.values(part) for one in measurements]).collect(engine="streaming").lazy()
+        nulled.append(rows.filter(pl.col("value").is_null()).select("variable", "strange").collect())
+        kept = rows.filter(pl.col("value").is_not_null())
+        yield kept.group_by("sample", "itemid", "time", "value").agg(pl.first("variable", "hours_before"))
+    _log_nulled(source, measurements, pl.concat(nulled))
+
+
+def _variables(measurements: tuple[Measurements, ...]) -> tuple[str, ...]:
+    return tuple(variable for one in measurements for variable in one.listed.variables)
+
+
+def measured(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataFrame:
+    """Statistics of measured values. Of several values at the last time the largest is the last.
 
     Args:
         source: The samples and the tables.
@@ -114,36 +138,70 @@ def measured(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataF
         ``sample`` (Int64, ascending; only samples with a value), ``hours_before`` (Float32; hours from the last
         measurement to the prediction time) and one column per variable and statistic (Float32; null = not measured).
     """
-    for one in measurements:
-        one.tally(source)
-    long, since, nulled = [], [], []
-    for part in _batches(source, measurements):
-        rows = pl.concat([one.values(part) for one in measurements]).collect(engine="streaming").lazy()
-        kept = rows.filter(pl.col("value").is_not_null())
-        once = kept.group_by("sample", "itemid", "time", "value").agg(pl.first("variable"))
+    long, since = [], []
+    for once in _once(source, measurements):
         long.append(aggregate(once, time="time", stats=STATS).collect(engine="streaming"))
-        since.append(kept.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect())
-        nulled.append(rows.filter(pl.col("value").is_null()).select("variable", "strange").collect())
-    _log_nulled(source, measurements, pl.concat(nulled))
-    variables = tuple(variable for one in measurements for variable in one.listed.variables)
-    wide = pivot(pl.concat(long).lazy(), variables, STATS)
+        since.append(once.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect())
+    wide = pivot(pl.concat(long).lazy(), _variables(measurements), STATS)
     wide = wide.join(pl.concat(since), on="sample", how="left", validate="1:1", maintain_order="left")
     return wide.select("sample", "hours_before", pl.exclude("sample", "hours_before"))
 
 
+def events(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataFrame:
+    """Measured values themselves, the ones that `measured` makes statistics of.
+
+    Args:
+        source: The samples and the tables.
+        measurements: What of the tables is read; each variable stands in one catalogue.
+
+    Returns:
+        ``sample`` (Int64), ``hours_before`` (Float32), ``variable`` (one of the catalogues') and ``value`` (Float32),
+        by sample, then time (the oldest first), variable and value: the last of a variable is its last statistic.
+    """
+    listed = pl.Enum(_variables(measurements))
+    # 0.0 and -0.0 compare equal, so that which of them is kept would depend on the order of the rows
+    value = pl.when(pl.col("value") == 0).then(0.0).otherwise(pl.col("value"))
+    columns = ("sample", pl.col("hours_before").cast(pl.Float32), "variable", pl.col("value").cast(pl.Float32))
+    parts = []
+    for once in _once(source, measurements):
+        typed = once.with_columns(value=value, variable=pl.col("variable").cast(listed))
+        # samples come in batches: what is held of each is some 20 bytes a value
+        parts.append(typed.sort("sample", "time", "variable", "value").select(columns).collect())
+    return pl.concat(parts)
+
+
 def lab_items() -> tuple[str, ...]:
     """Names of the columns of `labs`, in order."""
-    return items(catalogue("labs").variables, STATS)
+    return items(lab_variables(), STATS)
 
 
 def vital_items() -> tuple[str, ...]:
-    """Names of the columns of `vitals`, in order: those of chartevents, then those of outputevents."""
-    return items((*catalogue("vitals").variables, *catalogue("outputs").variables), STATS)
+    """Names of the columns of `vitals`, in order."""
+    return items(vital_variables(), STATS)
+
+
+def lab_variables() -> tuple[str, ...]:
+    """Variables of `lab_events`, in order."""
+    return catalogue("labs").variables
+
+
+def vital_variables() -> tuple[str, ...]:
+    """Variables of `vital_events`, in order: those of chartevents, then those of outputevents."""
+    return (*catalogue("vitals").variables, *catalogue("outputs").variables)
+
+
+def _labs() -> tuple[Measurements, ...]:
+    return (Measurements(tables.labs(), catalogue("labs"), "valuenum", "valueuom"),)
+
+
+def _vitals() -> tuple[Measurements, ...]:
+    charts = Measurements(tables.charts(), catalogue("vitals"), "valuenum", "valueuom")
+    return charts, Measurements(tables.OUTPUTS, catalogue("outputs"), "value")
 
 
 def labs(source: Source) -> pl.DataFrame:
     """``labs``: statistics of labevents in the window, as `measured` has them, with the columns `lab_items`."""
-    return measured(source, (Measurements(tables.labs(), catalogue("labs"), "valuenum", "valueuom"),))
+    return measured(source, _labs())
 
 
 def vitals(source: Source) -> pl.DataFrame:
@@ -151,5 +209,14 @@ def vitals(source: Source) -> pl.DataFrame:
 
     As `measured` has them, with the columns `vital_items`.
     """
-    charts = Measurements(tables.charts(), catalogue("vitals"), "valuenum", "valueuom")
-    return measured(source, (charts, Measurements(tables.OUTPUTS, catalogue("outputs"), "value")))
+    return measured(source, _vitals())
+
+
+def lab_events(source: Source) -> pl.DataFrame:
+    """``labs`` as a series: the results that `labs` makes statistics of, as `events` has them."""
+    return events(source, _labs())
+
+
+def vital_events(source: Source) -> pl.DataFrame:
+    """``vitals`` as a series: the values that `vitals` makes statistics of, as `events` has them."""
+    return events(source, _vitals())

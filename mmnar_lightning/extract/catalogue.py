@@ -204,8 +204,8 @@ class ItemCatalogue:
         flagged = converted.with_columns(_implausible=~within.fill_null(True))
         if log is not None:
             strange = found if pairs is None else frame.group_by(raw_id).len().collect(engine="streaming")
-            others = strange.filter(~self.known(pl.col(raw_id)))["len"].sum()
-            log.add(table, "rows of items not in the catalogue", others)
+            others = strange.filter(~self.known(pl.col(raw_id)))["len"]
+            log.add(table, "rows of items not in the catalogue", int(others.sum()))
             self._count(flagged, log, table)
         ranged = flagged.with_columns(value=pl.when(~pl.col("_implausible")).then(pl.col("value")))
         return ranged.select(pl.exclude("_raw", "_factor", "_offset", "_low", "_high", "_implausible"))

@@ -250,6 +250,7 @@ def _build(
             "polars": pl.__version__,
         },
         "sources": sorted(sources.values(), key=lambda source: str(source["file"])),
+        **({} if (notice := getattr(extractor, "notice", None)) is None else {"notice": notice}),
         "tables": {spec.file: list(spec.columns) for spec in extractor.tables()},
         "data_use": getattr(extractor, "data_use", "Derived from people's records: keep it private."),
         "counts": counts.to_list(),

@@ -116,7 +116,7 @@ class RecordLoader:
             self._epoch, self._given = self._epoch + 1, 0
         self._unfinished = False
         self.batches.epoch, self.batches.skip = self._epoch, self._given
-        for batch in self._gathered() if self._workers is None else self._workers:
+        for batch in self._gathered() if self._workers is None else _from(self._workers):
             # counted before it is handed out: a checkpoint written while the batch is used must not repeat it
             self._given += 1
             yield batch
@@ -134,6 +134,15 @@ class RecordLoader:
         """Continue where `state_dict` was taken."""
         self._epoch, self._given = int(state["epoch"]), int(state["given"])
         self._unfinished = self._given < self._limit
+
+
+def _from(workers: DataLoader[PatientBatch]) -> Iterator[PatientBatch]:
+    try:
+        yield from workers
+    except Exception as error:
+        # torch's frames and the error hold each other, and workers that the garbage collector finds are waited for,
+        # five seconds each
+        raise error.with_traceback(None)
 
 
 def _whole(batch: list[Any]) -> PatientBatch:

@@ -42,7 +42,7 @@ def test_apply_maps_converts_and_counts(catalogue: ItemCatalogue) -> None:
     frame = pl.LazyFrame(rows, schema=schema, orient="row")
     log = Counts()
     found = catalogue.apply(frame, "item", "value", "unit", log, "lab").sort("row").collect()
-    assert found.columns == ["row", "item", "value", "unit", "variable"]
+    assert found.columns == ["row", "item", "value", "unit", "variable", "unknown_unit"]
     assert found["variable"].to_list() == ["temperature"] * 2 + ["glucose"] * 3 + ["temperature"]
     wanted = [37.0, 37.0, 180.0, 90.0, None, None]
     for got, expected in zip(found["value"].to_list(), wanted, strict=True):
@@ -63,7 +63,45 @@ def test_an_unknown_unit_is_an_error_or_counted(catalogue: ItemCatalogue) -> Non
     log = Counts()
     found = catalogue.apply(frame, "item", "value", "unit", log, "lab", unknown_unit="count").sort("row").collect()
     assert found["value"].to_list() == [None, 6.0]
+    assert found["unknown_unit"].to_list() == [True, False]
     assert ["lab", "values of glucose in an unknown unit, nulled", 1] in log.to_list()
+
+
+UNITS = st.sampled_from([None, "", " mg/dL ", "MG%", "mmol/L", "F", "°c", "stones"])
+VALUE = st.none() | st.floats(-100, 3000)
+
+
+@given(st.lists(st.tuples(st.sampled_from([10, 11, 20, 99, None]), VALUE, UNITS), max_size=15), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_apply_against_plain_python(rows: list[tuple[int | None, float | None, str | None]], given_pairs: bool) -> None:
+    """With one unit an item, where units need not be compared, and with several."""
+    catalogue = ItemCatalogue.from_text(TEXT, "toy.csv")
+    schema = {"item": pl.Int64, "value": pl.Float64, "unit": pl.String}
+    frame = pl.LazyFrame(rows, schema=schema, orient="row").with_row_index()
+    # of a larger table
+    more = pl.DataFrame([(20, 1.0, "mmol/L"), (99, 1.0, "x")], schema=schema, orient="row")
+    pairs = pl.concat([frame.drop("index").collect(), more]) if given_pairs else None
+    log = Counts()
+    found = catalogue.apply(frame, "item", "value", "unit", log, "t", unknown_unit="count", pairs=pairs)
+    wanted: list[tuple[int, str, float | None, bool]] = []
+    impossible = unread = 0
+    for i, (item, value, unit) in enumerate(rows):
+        lines = [entry for entry in catalogue.entries if entry.raw_id == str(item)]
+        if not lines:
+            continue
+        said = (unit or "").strip().lower()
+        line = lines[0] if not said else next((entry for entry in lines if said in entry.units), None)
+        number = None if value is None or line is None else value * line.factor + line.offset
+        plausible = number is not None and line is not None and line.low <= number <= line.high  # type: ignore[operator]
+        impossible += number is not None and not plausible
+        unread += line is None and value is not None
+        wanted.append((i, lines[0].variable, number if plausible else None, line is None))
+    made = found.sort("index").select("index", "variable", "value", "unknown_unit").collect().rows()
+    assert made == [(i, variable, pytest.approx(value), bad) for i, variable, value, bad in wanted]
+    counts = {what: n for _, what, n in log.to_list()}
+    assert sum(n for what, n in counts.items() if "implausible" in what) == impossible
+    assert sum(n for what, n in counts.items() if "unknown unit" in what) == unread
+    assert counts["rows of items not in the catalogue"] == sum(item in (99, None) for item, _, _ in rows)
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32) | st.sampled_from([math.nan, math.inf, 0.0, 2000.0]), max_size=20))

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mmnar_lightning.extract import Clock, Column, ExtractError, ItemCatalogue, TableSpec, Units, scan
+from mmnar_lightning.extract import Clock, Column, ExtractError, ItemCatalogue, Only, TableSpec, Units, scan
 from mmnar_lightning.extract.raw import Ledger, locate
+from mmnar_lightning.extract.scan import Pace, _read, cached
 
 TABLE = TableSpec("t", "t", {"a": Column(pl.Int64), "b": Column(pl.Float64), "c": Column(pl.String)}, None, key=("a",))
 MANY = "a,b,c\n" + "".join(f"{i},{i / 2},text {i}\n" for i in range(50_000))
@@ -249,6 +253,100 @@ def test_units_are_checked_while_reading(tmp_path: Path, cache: Path | None) -> 
     write(root, "item,unit\nNa,\nNa,secret\n")
     with pytest.raises(ExtractError, match=r"column unit: 1 row \(row 2\) with a unit that toy\.csv does not know"):
         scan(root, spec, cache)
+
+
+CATALOGUE = ItemCatalogue.from_text("raw_id,variable,unit\n7,sodium,\n8,potassium,\n", "toy.csv")
+CHOSEN = replace(
+    TABLE,
+    columns={"a": Column(pl.Int64), "b": Column(pl.Float64), "item": Column(pl.Int64, required=False)},
+    only=Only.catalogued(CATALOGUE, "item"),
+)
+
+
+def test_only_rows_of_some_items_are_kept(tmp_path: Path) -> None:
+    """Of the others nothing is looked at, neither numbers nor keys, but they are counted."""
+    lines = ["1,1.5,7,x", "1,secret,9,x", "2,,8,y", "secret,2.5,,", '3,"",07,"x,y"', "1,2,9,"]
+    root, cache = write(tmp_path / "raw", "a,b,item,c\n" + "\n".join(lines) + "\n", "t.csv.gz"), tmp_path / "cache"
+    for place in (None, cache, cache):
+        assert scan(root, CHOSEN, place).collect().rows() == [(1, 1.5, 7), (2, None, 8), (3, None, 7)]
+    cache.mkdir(exist_ok=True)
+    raw = locate(root, [CHOSEN])["t"]
+    assert raw is not None
+    for _ in range(2):
+        table = cached(raw, CHOSEN, tmp_path / "cache", "sha")
+        assert (table.rows, table.kept) == (6, 3)
+    write(root, "a,b,item,c\n1,1,7,x\n1,1,9,x\n2,2,9.5,x\n1,1,8,x\n", "t.csv.gz")
+    with pytest.raises(ExtractError, match=r"^t\.csv\.gz: column item: 1 row \(row 3\) where no whole number"):
+        scan(root, CHOSEN, cache)
+    write(root, "a,b,item,c\n1,1,7,x\n1,1,9,x\n1,1,8,x\n", "t.csv.gz")
+    with pytest.raises(ExtractError, match=r"column a: 1 row \(row 3\) that repeat a key"):
+        scan(root, CHOSEN, cache)
+    for short in ("1,1", "1,1,9", "1,1,9,x,y"):
+        write(root, f"a,b,item,c\n1,1,7,x\n{short}\n2,1,8,x\n", "t.csv.gz")
+        with pytest.raises(ExtractError, match=r"1 row \(row 2\) with another number of fields than the header's 4"):
+            scan(root, CHOSEN, cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rows"),
+    [
+        ("t.csv", "a,item\n1,7\n2,9\n", 2),
+        ("t.csv", "item\n7\n9\n7\n", 3),
+        ("t.csv", "a,b,item,c\n1,1,7,\n2,2,9,", 2),
+        ("t.csv", "a,b\n1,1\n2,2\n", 2),
+        ("t.parquet", "a,b,item,c\n1,1,7,x\n2,2,9,x\n", 2),
+    ],
+)
+def test_rows_that_are_not_kept_are_counted_in_every_shape(name: str, text: str, rows: int, tmp_path: Path) -> None:
+    root = write(tmp_path / "raw", text if name == "t.csv" else "", "t.csv")
+    if name == "t.parquet":
+        pl.read_csv(text.encode()).write_parquet(root / name)
+        (root / "t.csv").unlink()
+    free = {n: Column(column.dtype, required=False) for n, column in CHOSEN.columns.items()}
+    spec = replace(CHOSEN, columns=free, key=())
+    raw = locate(root, [spec])["t"]
+    assert raw is not None
+    table = cached(raw, spec, tmp_path, "sha")
+    kept = table.frame.collect()["item"].to_list()
+    assert (table.rows, table.kept) == (rows, len(kept))
+    assert set(kept) <= {7, 8}
+    assert kept or "item" not in text
+
+
+def test_a_choice_of_rows_is_part_of_the_fingerprint() -> None:
+    assert CHOSEN.describe() != replace(CHOSEN, only=None).describe()
+    assert CHOSEN.describe() != replace(CHOSEN, only=Only("item", ("7",))).describe()
+    with pytest.raises(ValueError, match=r"no_item used as .* choice of rows"):
+        replace(CHOSEN, only=Only("no_item", ("7",)))
+
+
+CELLS = st.sampled_from(["", '""', '"7"', " 7", "7 ", "+7", "-0", "07", "7.0", ".5", "5.", "1e3", "1_0", "nan", "NaN"])
+CELLS |= st.sampled_from(["inf", "-inf", "infinity", "0x7", "9223372036854775807", "9223372036854775808", "1e999", "x"])
+CELLS |= st.integers(-(10**20), 10**20).map(str) | st.floats().map(repr) | st.floats(-1e6, 1e6).map("{:.4f}".format)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_numbers_read_alike_at_every_pace(rows: list[tuple[str, str]]) -> None:
+    """The fast reading gives what the slower ones give, or leaves the table to them."""
+    spec = TableSpec("t", "t", {"a": Column(pl.Int64), "b": Column(pl.Float64)}, None)
+    with TemporaryDirectory() as folder:
+        root = write(Path(folder) / "raw", "a,b\n" + "".join(f"{a},{b}\n" for a, b in rows))
+        raw = locate(root, [spec])["t"]
+        assert raw is not None
+        made = []
+        for pace in Pace:
+            try:
+                made.append(_read(raw, spec, pace).collect())
+            except pl.exceptions.ComputeError:
+                assert pace is Pace.TYPED
+                return
+    unread = [any(frame[name].any() for name in ("bad:a", "bad:b")) for frame in made]
+    if not unread[0]:
+        slow = made[1] if not unread[1] else made[2]
+        assert not unread[1] or not unread[2]
+        assert made[0].equals(slow)
+        assert made[0]["b"].to_numpy().tobytes() == slow["b"].to_numpy().tobytes()
 
 
 def corrupt(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from mmnar_lightning.extract import Counts, TableSpec, scan
 from mmnar_lightning.records import RecordSchema, RecordStore, write_store
@@ -88,6 +89,27 @@ def day(days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 
     return START + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
+_MEASURED = {"charttime": day(0, 10), "storetime": day(0, 11)}
+_RUN = {"starttime": day(0, 10), "endtime": day(0, 12), "storetime": day(0, 12)}
+# A row of each table of events, known at hour 12 of a stay; orders, notes and films are apart.
+EVENTS: dict[str, dict[str, Any]] = {
+    "hosp/labevents": {"itemid": 50912, "valuenum": 1.1, "valueuom": "mg/dL", **_MEASURED},
+    "icu/chartevents": {"itemid": 220045, "valuenum": 90, "valueuom": "bpm", **_MEASURED},
+    "icu/outputevents": {"itemid": 226559, "value": 200, "valueuom": "mL", **_MEASURED},
+    "icu/inputevents": {"itemid": 221906, "originalrate": 0.1, "rateuom": "mcg/kg/min", "amount": 1, **_RUN},
+    "icu/procedureevents": {"itemid": 225792, **_RUN},
+    "hosp/prescriptions": {"drug_type": "MAIN", "drug": "Furosemide", "starttime": day(0, 10), "stoptime": day(2)},
+    "hosp/microbiologyevents": {
+        "chartdate": day(0, 10).date(),
+        "spec_type_desc": "BLOOD CULTURE",
+        "org_name": "ESCHERICHIA COLI",
+        **_MEASURED,
+    },
+    "hosp/transfers": {"eventtype": "transfer", "careunit": "Medical Intensive Care Unit (MICU)", "intime": day(0, 2)},
+    "hosp/services": {"transfertime": day(0, 10), "curr_service": "MED"},
+}
+
+
 @dataclass
 class RawTables:
     """Rows of a raw extract, by table (``hosp/admissions``, …). Every `add` and its short forms return the object."""
@@ -138,6 +160,53 @@ class RawTables:
         usual = {"first_careunit": unit, "last_careunit": unit}
         times = {"subject_id": subject, "hadm_id": hadm, "stay_id": stay, "intime": intime, "outtime": outtime}
         return self.add("icu/icustays", **{**times, **usual, **columns})
+
+    def film(
+        self, folder: Path | None, dicom: str, time: datetime, subject: int = SUBJECT, **columns: Any
+    ) -> RawTables:
+        """Add a frontal film, and put its file below a folder, if there is one."""
+        keys = {"dicom_id": dicom, "subject_id": subject, "study_id": 50_000_001, "ViewPosition": "AP"}
+        row = {
+            **keys,
+            "StudyDate": f"{time:%Y%m%d}",
+            "StudyTime": f"{time:%H%M%S}.{time.microsecond // 1000:03d}",
+        } | columns
+        if folder is not None:
+            path = folder / f"files/p{str(subject)[:2]}/p{subject}/s{row['study_id']}/{dicom}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(path)
+        return self.add("mimic-cxr-2.0.0-metadata", **row)
+
+    def life(self, number: int = 0, films: Path | None = None, bare: bool = False) -> RawTables:
+        """Add a patient: five days in the hospital, in the ICU from hour 2 to day 4, and again 40 days later.
+
+        Ids are `SUBJECT`, 20,000,001 and 30,000,001 plus ten times the number. Hour 10 of the stay has a row in every
+        table, the end of it a summary; a bare life has none.
+        """
+        subject, hadm, stay = SUBJECT + 10 * number, 20_000_001 + 10 * number, 30_000_001 + 10 * number
+        self.patient(subject)
+        ed = {"edregtime": day(0, -3), "edouttime": day(0, 1)}
+        self.admission(hadm, day(0), day(5), subject, **ed).icu_stay(stay, hadm, day(0, 2), day(4), subject)
+        self.admission(hadm + 1, day(40), day(45), subject).icu_stay(stay + 1, hadm + 1, day(41), day(43), subject)
+        if bare:
+            return self
+        for table, columns in EVENTS.items():
+            self.add(table, subject_id=subject, **columns)
+        order = f"{subject}-1"
+        self.add("hosp/poe", poe_id=order, subject_id=subject, ordertime=day(0, 10), order_status="Inactive")
+        words = {"field_name": "Code status", "field_value": "Full code"}
+        self.add("hosp/poe_detail", poe_id=order, subject_id=subject, **words)
+        report = {"note_id": f"{subject}-RR-1", "note_type": "RR", "text": "IMPRESSION: clear lungs."}
+        self.add("note/radiology", subject_id=subject, charttime=day(0, 10), storetime=day(0, 11), **report)
+        summary = {"note_id": f"{subject}-DS-1", "note_type": "DS", "text": 'Brief Hospital Course:\nhome, "well".'}
+        written = {"charttime": day(4.5), "storetime": day(5, 3)}
+        self.add("note/discharge", subject_id=subject, hadm_id=hadm, **written, **summary)
+        return self.film(films, f"film-{subject}", day(0, 10), subject)
+
+    @staticmethod
+    def header(table: str) -> list[str]:
+        """All columns of a table."""
+        return HEADERS[table].split(",")
 
     def frame(self, spec: TableSpec) -> pl.DataFrame:
         """The rows of a table as its spec lists them, typed."""
@@ -236,8 +305,8 @@ class Extracted:
 
     def store(self, parent: Path) -> RecordStore:
         """A store of it, always under the same fingerprint, so that the same content is the same bytes."""
-        made = (self.schema, self.samples, self.elements, {"counts": []})
-        return RecordStore(write_store(parent, "mimic4", self.extractor.cohort, "0" * 16, *made))
+        made = self.schema, self.samples, self.elements
+        return RecordStore(write_store(parent, "mimic4", self.extractor.cohort, "0" * 16, *made, {"counts": []}))
 
     def stored(self, parent: Path) -> dict[str, str]:
         """Hash of every file of that store but the manifest."""
