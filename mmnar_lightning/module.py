@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mmnar_lightning._heads import LinearEvidence, OutcomeHeads
+from mmnar_lightning._parameters import check_part_rates, parameter_groups
 from mmnar_lightning._parts import as_part, build_part
 from mmnar_lightning.encoders import Encoder, default_encoder, encode
 from mmnar_lightning.fusion import Fused, Fusion, MMNARFusion
@@ -90,6 +91,8 @@ class MultimodalOutcomeModule(LightningModule):
         linear_precision: Precision of the prior of `LinearEvidence`, in samples; None leaves it out.
         lr: Learning rate of AdamW at its highest.
         weight_decay: Of matrices; biases, norms, single vectors and the linear evidence are not decayed.
+        part_rates: `lr` and `weight_decay` of a part where they differ: `backbones` (pretrained models inside
+            encoders), `encoders`, `fusion`, `heads`.
         warmup: Share of the steps over which the learning rate rises from 0.
         lr_floor: Share of `lr` at which the cosine ends.
 
@@ -117,6 +120,7 @@ class MultimodalOutcomeModule(LightningModule):
         linear_precision: float | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
+        part_rates: dict[str, dict[str, float]] | None = None,
         warmup: float = 0.05,
         lr_floor: float = 0.05,
     ) -> None:
@@ -131,6 +135,7 @@ class MultimodalOutcomeModule(LightningModule):
         if loss not in ("bce", "focal"):
             raise ValueError(f"loss {loss!r} is not one of bce, focal")
         _check_names("task_weights", task_weights or {}, self.schema.task_names)
+        check_part_rates(part_rates or {})
         # a kind that no modality has is no mistake: a config serves also where modalities are left out
         _check_names("encoders", self.hparams["encoders"], [*self.schema.names, *KINDS])
         self.auxiliary_weights = dict(auxiliary_weights or {})
@@ -252,27 +257,14 @@ class MultimodalOutcomeModule(LightningModule):
         return result.loss
 
     def on_fit_start(self) -> None:
-        """Let the encoders find what is derived from the store."""
-        self._prepare_encoders()
-
-    def on_validation_start(self) -> None:
-        """Let the encoders find what is derived from the store."""
-        self._prepare_encoders()
-
-    def on_test_start(self) -> None:
-        """Let the encoders find what is derived from the store."""
-        self._prepare_encoders()
-
-    def on_predict_start(self) -> None:
-        """Let the encoders find what is derived from the store."""
-        self._prepare_encoders()
-
-    def _prepare_encoders(self) -> None:
+        """Let the encoders find, or make once, what is derived from the store."""
         # where the model is used without a datamodule, encoders work from the values themselves
         records = getattr(getattr(self.trainer, "datamodule", None), "records", None)
         if isinstance(records, RecordStore):
             for name in self.schema.names:
                 self.encoders[name].prepare(records)  # type: ignore[operator]
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def on_train_epoch_start(self) -> None:
         """Log the weight of the auxiliary part."""
@@ -378,11 +370,8 @@ class MultimodalOutcomeModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine down to `lr_floor`, per step."""
         hparams = self.hparams
-        # the linear evidence has a prior of its own
-        decays = {n: p.ndim > 1 and not n.startswith("linear.") for n, p in self.named_parameters() if p.requires_grad}
-        named = dict(self.named_parameters())
-        decayed, others = ([named[n] for n, d in decays.items() if d is wanted] for wanted in (True, False))
-        groups = [{"params": decayed, "weight_decay": hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+        rates = hparams["part_rates"] or {}
+        groups = parameter_groups(self, hparams["lr"], hparams["weight_decay"], rates)
         optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = _warmup_cosine(round(hparams["warmup"] * steps), steps, hparams["lr_floor"])

@@ -101,7 +101,8 @@ def grud(encoder: SeriesEncoder, events: list[Event], row: int, resolution: floa
     cell: Any = encoder.body
     width, hidden = len(LABS.items), cell.hidden
     h, steps = torch.zeros(hidden, dtype=torch.float64), binned(events, row, resolution)
-    since, last, before = [0.0] * width, [None] * width, steps[0][0] if steps else 0.0
+    since, before = [0.0] * width, steps[0][0] if steps else 0.0
+    last: list[float] = [0.0] * width
 
     def fade(days: list[float]) -> Tensor:
         z = cell.state_decay.weight @ torch.tensor(days, dtype=torch.float64) + cell.state_decay.bias
@@ -112,7 +113,7 @@ def grud(encoder: SeriesEncoder, events: list[Event], row: int, resolution: floa
         x, m = [], []
         for v in range(width):
             gamma = torch.exp(-torch.clamp(cell.value_decay[v] * since[v] + cell.value_bias[v], min=0))
-            held = gamma * (last[v] or 0.0)
+            held = gamma * last[v]
             x.append(torch.tensor(cells[v][0], dtype=torch.float64) if v in cells else held)
             m.append(float(v in cells))
         h = fade(since) * h
@@ -124,7 +125,8 @@ def grud(encoder: SeriesEncoder, events: list[Event], row: int, resolution: floa
         since = [0.0 if v in cells else since[v] for v in range(width)]
         last = [cells[v][0] if v in cells else last[v] for v in range(width)]
         before = hours
-    return fade([s + before / 24 for s in since]) * h
+    ended: Tensor = fade([s + before / 24 for s in since]) * h
+    return ended
 
 
 def triplets(encoder: SeriesEncoder, events: list[Event], row: int, resolution: float | None) -> Tensor:
@@ -152,7 +154,8 @@ def triplets(encoder: SeriesEncoder, events: list[Event], row: int, resolution: 
         x = x + block.mlp(x)
     x = body.norm(x)
     share = torch.softmax(body.pool.score(torch.tanh(body.pool.hidden(x))).squeeze(1), 0)
-    return share @ x
+    pooled: Tensor = share @ x
+    return pooled
 
 
 PLAIN: dict[Cell, Callable[[SeriesEncoder, list[Event], int, float | None], Tensor]] = {
@@ -176,13 +179,13 @@ def test_tokens_and_gradients_are_those_of_plain_loops(cell: Cell, resolution: f
     got, _ = run(encoder, EVENTS, rows)
     expected = plain(slow, EVENTS, rows, resolution)
     torch.testing.assert_close(got, expected.float(), rtol=1e-5, atol=1e-5)
-    (got * weight).sum().backward()
-    (expected * weight).sum().backward()
+    (got * weight).sum().backward()  # type: ignore[no-untyped-call]
+    (expected * weight).sum().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for p in encoder.parameters())
-    for (name, p), q in zip(encoder.named_parameters(), slow.parameters(), strict=True):
+    for p, q in zip(encoder.parameters(), slow.parameters(), strict=True):
         assert p.grad is not None
         grad = torch.zeros_like(q) if q.grad is None else q.grad
-        torch.testing.assert_close(p.grad, grad.float(), rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(p.grad, grad.float(), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,8 +247,8 @@ def test_elements_that_are_no_series_are_refused() -> None:
 
 def test_the_input_is_the_last_value_of_each_variable() -> None:
     # two values of the same time: the larger is the last
-    tied: list[Event] = [(0, 5.0, 0, 2.0), (0, 2.0, 0, 1.0), (0, 2.0, 0, 4.0), (1, 9.0, 2, 1e30), (1, 9.5, 1, NAN)]
-    _, inputs = run(build("grud"), tied[:4], [0, 1, 4])
+    tied: list[Event] = [(0, 5.0, 0, 2.0), (0, 2.0, 0, 1.0), (0, 2.0, 0, 4.0), (1, 9.0, 2, 1e30)]
+    _, inputs = run(build("grud"), tied, [0, 1, 4])
     assert inputs.values.tolist() == [[1.5, 0.0, 0.0], [0.0, 0.0, 5.0], [0.0, 0.0, 0.0]]
     assert inputs.known.tolist() == [[True, False, False], [False, False, True], [False, False, False]]
     _, inputs = run(build("triplets"), EVENTS, ROWS)
@@ -262,7 +265,7 @@ def test_without_elements_every_parameter_gets_a_gradient(cell: Cell) -> None:
         tokens, inputs = run(encoder, [], rows)
         assert tokens.isfinite().all()
         assert not inputs.known.any()
-        tokens.sum().backward()
+        tokens.sum().backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
@@ -270,7 +273,7 @@ def test_without_elements_every_parameter_gets_a_gradient(cell: Cell) -> None:
 def test_one_event_gives_every_parameter_a_gradient(cell: Cell) -> None:
     encoder = build(cell)
     tokens, _ = run(encoder, [(1, 2.0, 0, 1.5)], [1])
-    (tokens * torch.arange(8)).sum().backward()
+    (tokens * torch.arange(8)).sum().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
@@ -338,7 +341,7 @@ def test_bfloat16_is_finite_and_close(cell: Cell, way: str) -> None:
         encoder = encoder.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
         tokens, inputs = run(encoder, events, [0, 1, 2])
-    tokens.float().square().sum().backward()
+    tokens.float().square().sum().backward()  # type: ignore[no-untyped-call]
     assert tokens.isfinite().all()
     assert inputs.values.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
@@ -352,7 +355,7 @@ def test_the_same_batch_gives_the_same_bits(cell: Cell) -> None:
     for _ in range(2):
         encoder = build(cell)
         tokens, _ = run(encoder, EVENTS, ROWS)
-        tokens[:, 0].sum().backward()
+        tokens[:, 0].sum().backward()  # type: ignore[no-untyped-call]
         made.append([tokens.detach(), *(p.grad for p in encoder.parameters() if p.grad is not None)])
     assert all(a.equal(b) for a, b in zip(*made, strict=True))
 
@@ -417,7 +420,7 @@ def test_a_trend_is_learned_that_no_set_of_values_tells(cell: Cell) -> None:
     for _ in range(80):
         optimiser.zero_grad()
         loss = nn.functional.binary_cross_entropy_with_logits(head(encoder(elements(events), rows)[0])[:, 0], target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     with torch.no_grad():
         score = head(encoder.eval()(elements(unseen), rows)[0])[:, 0].numpy()
