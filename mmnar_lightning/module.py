@@ -174,12 +174,17 @@ class MultimodalOutcomeModule(LightningModule):
         """Return what opens the files of each modality that has some; the datamodule gives it to its loaders."""
         if self.heads is None:
             return {}
+        # loaders are made before any of these hooks
+        self.on_fit_start()
+        return self._readers()
+
+    def _readers(self) -> dict[str, Reader]:
         readers = {name: self.encoders[name].reader() for name in self.schema.names}  # type: ignore[operator]
         return {name: reader for name, reader in readers.items() if reader is not None}
 
     def _opened(self, batch: PatientBatch, stage: str | None = None) -> PatientBatch:
         """Open what no loader has opened, and log how many files could not be read, where an encoder counts them."""
-        batch = read(batch, self.readers())
+        batch = read(batch, self._readers())
         for name, elements in batch.elements.items():
             if elements.unreadable is not None and stage is not None:
                 how: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "sync_dist": True}
@@ -259,10 +264,10 @@ class MultimodalOutcomeModule(LightningModule):
     def on_fit_start(self) -> None:
         """Let the encoders find, or make once, what is derived from the store."""
         # where the model is used without a datamodule, encoders work from the values themselves
-        records = getattr(getattr(self.trainer, "datamodule", None), "records", None)
+        records = getattr(getattr(self._trainer, "datamodule", None), "records", None)
         if isinstance(records, RecordStore):
             for name in self.schema.names:
-                self.encoders[name].prepare(records)  # type: ignore[operator]
+                self.encoders[name].prepare(records, str(self.trainer.precision))  # type: ignore[operator]
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 

@@ -110,9 +110,7 @@ def events(frame: pl.LazyFrame, variables: tuple[str, ...]) -> pl.DataFrame:
         then time (the oldest first), then variable. The last of a variable is what `measured` takes as its last.
     """
     order = ["sample", "time", "variable", "available", "value"]
-    # 0.0 and -0.0 compare equal, so that which of them is kept would depend on the order of the rows
-    value = pl.when(pl.col("value") == 0).then(0.0).otherwise(pl.col("value"))
-    listed = _once(frame).with_columns(value=value, variable=pl.col("variable").cast(pl.Enum(variables)))
+    listed = _once(frame).with_columns(pl.col("variable").cast(pl.Enum(variables)))
     columns = ("sample", pl.col("hours_before").cast(pl.Float32), "variable", pl.col("value").cast(pl.Float32))
     return listed.sort(order).select(columns).collect(engine="streaming")
 

@@ -159,12 +159,10 @@ def events(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataFra
         by sample, then time (the oldest first), variable and value: the last of a variable is its last statistic.
     """
     listed = pl.Enum(_variables(measurements))
-    # 0.0 and -0.0 compare equal, so that which of them is kept would depend on the order of the rows
-    value = pl.when(pl.col("value") == 0).then(0.0).otherwise(pl.col("value"))
     columns = ("sample", pl.col("hours_before").cast(pl.Float32), "variable", pl.col("value").cast(pl.Float32))
     parts = []
     for once in _once(source, measurements):
-        typed = once.with_columns(value=value, variable=pl.col("variable").cast(listed))
+        typed = once.with_columns(pl.col("variable").cast(listed))
         # samples come in batches: what is held of each is some 20 bytes a value
         parts.append(typed.sort("sample", "time", "variable", "value").select(columns).collect())
     return pl.concat(parts)

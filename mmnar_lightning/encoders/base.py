@@ -58,8 +58,13 @@ class Encoder(nn.Module, ABC):
             Tokens [R, D], and the standardised inputs ([R, F]), None where `input_width` is 0.
         """
 
-    def prepare(self, store: RecordStore) -> None:
-        """Find, or derive once, what the encoder takes from beside the store (token ids, vectors)."""
+    def prepare(self, store: RecordStore, precision: str = "32-true") -> None:
+        """Find, or derive once, what the encoder takes from beside the store (token ids, vectors).
+
+        Args:
+            store: Where the elements come from.
+            precision: The trainer's, as Lightning names it.
+        """
 
     def reader(self) -> Reader | None:
         """Return what opens its elements' files in the loader's workers (so it can be pickled), None where none do."""

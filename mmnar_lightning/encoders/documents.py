@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from tokenizers import Tokenizer
 
-from mmnar_lightning.records import RecordStore, StoreError
+from mmnar_lightning.records import Elements, RecordStore, StoreError
 from mmnar_lightning.records.derived import derive
 
 log = logging.getLogger(__name__)
@@ -334,3 +335,12 @@ def nearest(row: Array, hours: Array, most: int) -> Array:
     # sorted by row first, so that the place within a row is the distance to its first element
     place = np.arange(len(row)) - np.searchsorted(row, row[order])
     return np.sort(order[place < most])
+
+
+def only_nearest(elements: Elements, most: int) -> Elements:
+    """Return the documents of each row that are nearest to the prediction time, see `nearest`."""
+    kept = nearest(elements.row.cpu().numpy(), elements.hours_before.cpu().numpy(), most)
+    which = torch.from_numpy(kept).to(elements.row.device)
+    index = None if elements.index is None else elements.index[which]
+    values = tuple(str(elements.values[k]) for k in kept)
+    return Elements(elements.row[which], elements.hours_before[which], values, index=index)

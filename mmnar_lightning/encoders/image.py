@@ -21,8 +21,8 @@ from mmnar_lightning.encoders.backbone import (
     origin,
     set_training,
 )
-from mmnar_lightning.encoders.base import Encoder
 from mmnar_lightning.encoders.decoding import FilmReader, UnreadableError
+from mmnar_lightning.encoders.features import FeatureEncoder, FeatureReader, FeatureTable
 from mmnar_lightning.encoders.pooling import AttentionPool
 from mmnar_lightning.encoders.pretrained import NotDownloadedError, PretrainedError, in_words
 from mmnar_lightning.records import Elements, Inputs, Modality
@@ -34,7 +34,7 @@ AT_ONCE = 64
 TURN, SHIFT, ZOOM, LIGHT = 5.0, 0.05, 0.05, 0.1
 
 
-class ImageEncoder(Encoder):
+class ImageEncoder(FeatureEncoder):
     """Each film through a timm backbone, pooled by attention into the sample.
 
     v_j = backbone((x_j/255 − μ)/σ), μ and σ those of the backbone's weights; u_j = Drop(GELU(LN(W₁ [LN(v_j);
@@ -227,7 +227,28 @@ class ImageEncoder(Encoder):
         assert self.backbone is not None
         return self.backbone
 
-    def reader(self) -> FilmReader:
+    def frozen(self) -> dict[str, Any] | None:
+        """Return what a film's vector depends on, None where the backbone is trained or films are augmented."""
+        if self.trained != "frozen" or self.augment:
+            return None
+        weights = self.weights(self._ready())
+        return {"architecture": self._described, "weights": weights, "max_pixels": self.max_pixels}
+
+    def embed(self, elements: Elements) -> tuple[Tensor, Tensor]:
+        """Return the vectors of films, see `FeatureEncoder.embed`."""
+        films = (elements if isinstance(elements.values, Tensor) else self.opener()(elements)).values
+        assert isinstance(films, Tensor)
+        element = torch.arange(len(films), device=films.device)
+        if not len(films):
+            return torch.zeros(0, self.norm.normalized_shape[0], device=films.device), element
+        with torch.no_grad():
+            return self._vectors(films), element
+
+    def feature_reader(self, table: FeatureTable) -> FeatureReader:
+        """Return how vectors are read in the place of films."""
+        return FeatureReader(table, self.name, self.max_films, self.unreadable, self._reader)
+
+    def opener(self) -> FilmReader:
         """Return what opens the films.
 
         Raises:
@@ -243,11 +264,11 @@ class ImageEncoder(Encoder):
 
         Raises:
             UnreadableError: If a film can't be read, or none of a row's can.
-            ValueError: If the values are neither strings nor films of the right size.
+            ValueError: If the values are neither strings nor films of the right size nor features.
         """
         self._ready()
         if not isinstance(elements.values, Tensor):
-            elements = self.reader()(elements)
+            elements = self.opener()(elements)
             lost = len(rows) - len(torch.unique(elements.row))
             if lost:
                 raise UnreadableError(
@@ -256,19 +277,20 @@ class ImageEncoder(Encoder):
                 )
         values = elements.values
         assert isinstance(values, Tensor)
-        size = self.reader().size
-        if values.dtype != torch.uint8 or values.shape[1:] != size:
+        size = self.opener().size
+        if elements.part_of is None and (values.dtype != torch.uint8 or values.shape[1:] != size):
             raise ValueError(f"modality {self.name!r}: needs films as uint8 of {' × '.join(map(str, size))}")
         if not len(rows):
             return self._joined_only(), None
         place = torch.searchsorted(rows, elements.row)
-        return self._pooled(self._vectors(values), elements.hours_before, place, len(rows)), None
+        vectors = self._vectors(values) if elements.part_of is None else values
+        return self._pooled(vectors, elements.hours_before, place, len(rows)), None
 
     def _joined_only(self) -> Tensor:
         """No token [0, D], but a black film's way through every trained part, so that no device waits for it."""
         device = self.scale.device
         if torch.is_grad_enabled() and self.trained != "frozen":
-            vectors = self._features(torch.zeros(1, *self.reader().size, dtype=torch.uint8, device=device), real=False)
+            vectors = self._features(torch.zeros(1, *self.opener().size, dtype=torch.uint8, device=device), real=False)
         else:
             vectors = torch.zeros(1, self.norm.normalized_shape[0], device=device)
         first = torch.zeros(1, dtype=torch.int64, device=device)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmnar_lightning.encoders.base import Encoder
 from mmnar_lightning.encoders.documents import (
     Array,
     DocumentTokenizer,
@@ -19,10 +19,11 @@ from mmnar_lightning.encoders.documents import (
     Window,
     buckets,
     chunked,
-    nearest,
+    only_nearest,
     padded,
     tokenised,
 )
+from mmnar_lightning.encoders.features import FeatureEncoder, FeatureReader, FeatureTable
 from mmnar_lightning.encoders.finetuning import Trained, choose_trained, recompute_activations, set_training
 from mmnar_lightning.encoders.pooling import AttentionPool
 from mmnar_lightning.encoders.pretrained import (
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
-class TextEncoder(Encoder):
+class TextEncoder(FeatureEncoder):
     """Windows of each document through a transformer, pooled by attention into documents and then into the sample.
 
     v_c = pool over tokens of the transformer's last layer, x_c = W LN(v_c);
@@ -254,14 +255,26 @@ class TextEncoder(Encoder):
             set_training(self.backbone, mode, self.trained, self.last_layers)
         return self
 
-    def prepare(self, store: RecordStore) -> None:
-        """Map the token ids of a store's documents, tokenising them first if no one has.
+    def frozen(self) -> dict[str, Any] | None:
+        """Return what the vectors of windows depend on, None where the transformer is trained."""
+        if self.trained != "frozen":
+            return None
+        backbone, tokenizer = self._ready()
+        config = {k: v for k, v in self._config.items() if k != "transformers_version"}
+        how = {"tokenizer": tokenizer.digest, "window": asdict(self.window), "pool": self.pool}
+        return {"architecture": config, "weights": self.weights(backbone), **how}
 
-        Without this call documents are tokenised in every batch.
+    def embed(self, elements: Elements) -> tuple[Tensor, Tensor]:
+        """Return the vectors of all windows of documents, see `FeatureEncoder.embed`."""
+        with torch.no_grad():
+            return self._windows(self._tokens(elements))
 
-        Raises:
-            NotDownloadedError: If the pretrained model is not on this machine.
-        """
+    def feature_reader(self, table: FeatureTable) -> FeatureReader:
+        """Return how vectors are read in the place of documents."""
+        return FeatureReader(table, self.name, self.max_documents)
+
+    def prepare_backbone(self, store: RecordStore) -> None:
+        """Map the token ids of a store's documents, tokenising them first if no one has: no batch does it again."""
         _, tokenizer = self._ready()
         there = self.name in store.schema.names and store.schema.modality(self.name).kind == "text"
         self._table = tokenised(store, self.name, tokenizer) if there else None
@@ -277,23 +290,25 @@ class TextEncoder(Encoder):
         """Encode, see `Encoder.forward`.
 
         Raises:
-            ValueError: If the values are not strings.
+            ValueError: If the values are neither strings nor features.
         """
         self._ready()
-        if not isinstance(elements.values, tuple):
+        vectors, document = elements.values, elements.part_of
+        if isinstance(vectors, Tensor) and document is None:
             raise ValueError("a text modality needs documents as strings")
         if not len(rows):
             return self._joined_only(), None
-        if self.max_documents is not None:
-            elements = _only_nearest(elements, self.max_documents)
-        vectors, document = self._windows(self._tokens(elements))
+        if not isinstance(vectors, Tensor) or document is None:
+            if self.max_documents is not None:
+                elements = only_nearest(elements, self.max_documents)
+            vectors, document = self._windows(self._tokens(elements))
         place = torch.searchsorted(rows, elements.row)
         return self._pooled(vectors, document, elements.hours_before, place, len(rows)), None
 
     def _joined_only(self) -> Tensor:
         """No token [0, D], but one empty document's way through every trained part, so that no device waits for it."""
         backbone, tokenizer = self._ready()
-        device = self._device()
+        device = self.enter.weight.device
         if torch.is_grad_enabled() and self.trained != "frozen":
             vectors, _ = self._windows(tokenizer(("",)))
         else:
@@ -314,7 +329,7 @@ class TextEncoder(Encoder):
         special = len(tokenizer.prefix) + len(tokenizer.suffix)
         chunks = chunked(tokens, self.window, special)
         groups = buckets(chunks.length + special, self.max_batch_tokens)
-        device = self._device()
+        device = self.enter.weight.device
         # all of it before the first call, for a copy would wait for the work of the call before it
         laid = [self._laid_out(*padded(tokens, chunks, group, tokenizer), device) for group in groups]
         back = torch.from_numpy(np.argsort(np.concatenate(groups))).to(device)
@@ -349,9 +364,6 @@ class TextEncoder(Encoder):
         u = self.document(torch.cat([d, since[:, None].to(d.dtype), timed[:, None].to(d.dtype)], 1))
         return self.head(self.documents(u, place, rows))  # type: ignore[no-any-return]
 
-    def _device(self) -> torch.device:
-        return self.enter.weight.device
-
     def get_extra_state(self) -> dict[str, Any]:
         """Return architecture, tokenizer and provenance as plain types."""
         _, tokenizer = self._ready()
@@ -384,11 +396,3 @@ class TextEncoder(Encoder):
             self._config = dict(state["config"])
             self.to(device)
         self.tokenizer, self.provenance, self._missing = tokenizer, dict(state["provenance"]), None
-
-
-def _only_nearest(elements: Elements, most: int) -> Elements:
-    kept = nearest(elements.row.cpu().numpy(), elements.hours_before.cpu().numpy(), most)
-    which = torch.from_numpy(kept).to(elements.row.device)
-    index = None if elements.index is None else elements.index[which]
-    values = tuple(elements.values[k] for k in kept)
-    return Elements(elements.row[which], elements.hours_before[which], values, index=index)  # type: ignore[arg-type]

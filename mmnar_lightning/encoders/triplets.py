@@ -27,7 +27,7 @@ class TripletTransformer(nn.Module):
         hidden: H, divisible by `heads`.
         layers: Number of blocks, ≥ 1.
         heads: Number of attention heads.
-        dropout: Probability after attention, in the MLPs and on the attention weights.
+        dropout: Probability after attention and in the MLPs.
 
     Raises:
         ValueError: If `hidden` is not divisible by `heads`, or there is no layer.
@@ -64,7 +64,8 @@ class TripletTransformer(nn.Module):
             # nothing to attend to: one token stands in, times 0, so that every parameter joins the graph
             silent = self._attend(tokens.new_zeros(1, 1, tokens.shape[1]), torch.ones_like(tokens[:1, :1]).bool())
             joined = 0 * silent.sum() + tokens.sum()
-            return self.pool(tokens, series.place, series.rows) + joined
+            empty: Tensor = self.pool(tokens, series.place, series.rows) + joined
+            return empty
         start, count = spans(series.place, series.rows)
         taken: list[Tensor] = []
         mixed: list[Tensor] = []
@@ -122,7 +123,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
@@ -139,8 +140,8 @@ class _Block(nn.Module):
         """Attend: x [B, T, H], keys bool [B, 1, 1, T], None where all may be attended to."""
         B, T, H = x.shape
         q, k, v = self.qkv(self.norm(x)).view(B, T, 3, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
-        drop = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=drop)
+        # the attention weights are not dropped: on a CPU that costs the fused kernel
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         attended: Tensor = x + self.mlp(x)
         return attended

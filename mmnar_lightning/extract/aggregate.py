@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
 # sums are exact integers of value · 2^32 (streaming float sums differ from run to run): a value is held to 2.3e-10, and
@@ -104,9 +105,14 @@ def pivot(
     if twice:
         raise ValueError(f"{twice} rows repeat a variable of their sample")
     wide = frame.select(index).unique().sort(index)
-    for name in variables:
-        part = frame.filter(pl.col(variable) == name).select(
-            *index, *(pl.col(stat).cast(pl.Float32).alias(f"{name}_{stat}") for stat in stats)
-        )
-        wide = wide.join(part, on=index, how="left", maintain_order="left")
-    return wide
+    shape = wide.height, len(variables)
+    place = {name: i for i, name in enumerate(variables)}
+    at = frame.join(wide.with_row_index("row:number"), on=index, how="left", nulls_equal=True, maintain_order="left")
+    row, column = at["row:number"].to_numpy(), frame[variable].replace_strict(place, return_dtype=pl.Int64).to_numpy()
+    spread: dict[str, pl.Series] = {}
+    for stat in stats:
+        # by position, in one go: a join a variable costs a pass over the samples each
+        values = np.full(shape, np.nan, dtype=np.float32, order="F")
+        values[row, column] = frame[stat].cast(pl.Float32).to_numpy()
+        spread |= {f"{name}_{stat}": pl.Series(values[:, i], nan_to_null=True) for name, i in place.items()}
+    return wide.with_columns(**{name: spread[name] for name in items(variables, stats)})

@@ -251,7 +251,7 @@ def _build(
         },
         "sources": sorted(sources.values(), key=lambda source: str(source["file"])),
         **({} if (notice := getattr(extractor, "notice", None)) is None else {"notice": notice}),
-        "tables": {spec.file: list(spec.columns) for spec in extractor.tables()},
+        "tables": _columns_read(extractor.tables()),
         "data_use": getattr(extractor, "data_use", "Derived from people's records: keep it private."),
         "counts": counts.to_list(),
     }
@@ -261,6 +261,14 @@ def _build(
     )
     parts.remove()
     return path
+
+
+def _columns_read(specs: Sequence[TableSpec]) -> dict[str, list[str]]:
+    """Columns that are read of each file, by whichever specs."""
+    found: dict[str, dict[str, None]] = {}
+    for spec in specs:
+        found.setdefault(spec.file, {}).update(dict.fromkeys(spec.columns))
+    return {file: list(columns) for file, columns in found.items()}
 
 
 def _elements(given: Elements, modality: str, parts: Parts, counts: Counts) -> pl.DataFrame:

@@ -43,6 +43,11 @@ class RawFile:
         """Whether it is Parquet; else it is CSV, plain or gzipped."""
         return self.path.name.lower().endswith(".parquet")
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is named as gzipped."""
+        return self.path.name.lower().endswith(".gz")
+
 
 def locate(root: Path, specs: Sequence[TableSpec]) -> dict[str, RawFile | None]:
     """Find the file of every table and check that it has the required columns.

@@ -8,15 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import polars as pl
 from polars.exceptions import ComputeError, NoDataError, PolarsError
 
-from mmnar_lightning.extract.casting import convert
 from mmnar_lightning.extract.malformed import SHOWN, Rows, ragged_rows, separators, unclosed_quotes
-from mmnar_lightning.extract.raw import Ledger, RawFile, column_of, locate
+from mmnar_lightning.extract.raw import Ledger, RawFile, locate
+from mmnar_lightning.extract.reading import BAD, LONG, ROW, Pace, Tally, read
 from mmnar_lightning.extract.tables import ExtractError, TableSpec, digest
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ LEDGER = "hashes.json"
 CACHE_VERSION = 2
 # rows a duplicate check groups at once: memory stays flat in the number of rows
 BUCKET = 4_000_000
-BAD, NULL, LONG, ROW = "bad:", "null:", "row:long", "row:number"
+NULL = "null:"
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,11 @@ def cached(raw: RawFile, spec: TableSpec, cache: Path, sha256: str) -> Table:
 def _write(raw: RawFile, spec: TableSpec, path: Path) -> int:
     """Check a table and write it; returns the number of rows in the raw file."""
     with ThreadPoolExecutor(1) as beside:
-        commas = beside.submit(_separators, raw)
+        commas = beside.submit(_separators, raw, spec)
         for pace in Pace:
+            tally = Tally()
             try:
-                _sink(_read(raw, spec, pace), path)
+                _sink(read(raw, spec, pace, tally), path)
                 sums = _sums(pl.scan_parquet(path), (*spec.key, *spec.not_null))
             except (PolarsError, OSError) as error:
                 if pace is Pace.TYPED:
@@ -123,12 +123,15 @@ def _write(raw: RawFile, spec: TableSpec, path: Path) -> int:
                 raise _explained(raw, error) from None
             if not _unread(sums):
                 break
-        return _raise_for(pl.scan_parquet(path), sums, raw, spec, pace, commas.result())
+        rows = _rows_in(raw, spec, sums, tally)
+        _raise_for(pl.scan_parquet(path), sums, raw, spec, pace, (rows, commas.result()))
+    return rows
 
 
 def _checked(raw: RawFile, spec: TableSpec) -> pl.LazyFrame:
     for pace in Pace:
-        frame = _read(raw, spec, pace)
+        tally = Tally()
+        frame = read(raw, spec, pace, tally)
         try:
             # of every column, also where any null will do: what is not asked for is not parsed, a loose quote not seen
             sums = _sums(frame, tuple(spec.columns))
@@ -138,81 +141,25 @@ def _checked(raw: RawFile, spec: TableSpec) -> pl.LazyFrame:
             raise _explained(raw, error) from None
         if not _unread(sums):
             break
-    _raise_for(frame, sums, raw, spec, pace, _separators(raw))
+    _raise_for(frame, sums, raw, spec, pace, (_rows_in(raw, spec, sums, tally), _separators(raw, spec)))
     return frame.select(list(spec.columns))
 
 
-class Pace(Enum):
-    """How a table is read: as fast as can be, and again where that left something unread.
-
-    What one reads, the next reads alike. ``TYPED`` lets the CSV reader parse numbers, and fails where one does not
-    read; ``STRICT`` flags that; ``LENIENT`` also accepts what `parse` says.
-    """
-
-    TYPED = "typed"
-    STRICT = "strict"
-    LENIENT = "lenient"
-
-
-def _read(raw: RawFile, spec: TableSpec, pace: Pace, numbered: bool = False) -> pl.LazyFrame:
-    """The allow-listed columns of kept rows, typed, with flag columns: what could not be read, and rows too long.
-
-    Args:
-        raw: The file.
-        spec: The table.
-        pace: How.
-        numbered: Whether to add the number of each row in the file, from 1.
-    """
-    schema, lenient = spec.schema, pace is Pace.LENIENT
-    places = {name: column_of(raw, name) for name in spec.columns}
+def _rows_in(raw: RawFile, spec: TableSpec, sums: Mapping[str, int], tally: Tally) -> int:
+    if spec.only is None:
+        return sums["rows"]
     if raw.is_parquet:
-        frame = pl.scan_parquet(raw.path, glob=False)
-        given = frame.collect_schema()
-        read = {
-            name: convert(pl.col(raw.header[place]), given[raw.header[place]], schema[name], lenient)
-            for name, place in places.items()
-            if place is not None
-        }
-        long = pl.lit(False)
-    else:
-        numbers = {f"c{p}": schema[n] for n, p in places.items() if p is not None and schema[n].is_numeric()}
-        typed = numbers if pace is Pace.TYPED else {}
-        frame = _lines(raw, typed)
-        read = {
-            name: convert(pl.col(f"c{p}"), typed.get(f"c{p}", pl.String()), schema[name], lenient)
-            for name, p in places.items()
-            if p is not None
-        }
-        # a line is parsed up to the last column that is asked for: of a large table, no further
-        long = pl.col(f"c{len(raw.header)}").is_not_null() if spec.only is None else pl.lit(False)
-    frame = frame.with_row_index(ROW, offset=1) if numbered else frame
-    if spec.only is not None:
-        chosen, unread = read.get(spec.only.column, (pl.lit(None).cast(schema[spec.only.column]), pl.lit(False)))
-        values = pl.Series(spec.only.values, dtype=pl.String).cast(schema[spec.only.column])
-        # before anything else is read of a row: most rows of a large table are of items that nobody asks for
-        frame = frame.filter(chosen.is_in(values.implode()).fill_null(False) | unread.fill_null(False))
-    columns = [read[n][0].alias(n) if n in read else pl.lit(None).cast(schema[n]).alias(n) for n in spec.columns]
-    flags = [flag.fill_null(False).alias(BAD + n) for n, (_, flag) in read.items() if schema[n] != pl.String]
-    return frame.select(*([ROW] if numbered else []), *columns, *flags, long.alias(LONG))
+        return int(pl.scan_parquet(raw.path, glob=False).select(pl.len()).collect().item())
+    return tally.rows
 
 
-def _lines(raw: RawFile, typed: Mapping[str, pl.DataType]) -> pl.LazyFrame:
-    """The rows of a CSV file, columns by position, as text but for those `typed`; one more than the header has."""
-    names = (f"c{i}" for i in range(len(raw.header) + 1))
-    return pl.scan_csv(
-        raw.path,
-        schema={name: typed.get(name, pl.String()) for name in names},
-        has_header=False,
-        skip_lines=1,
-        glob=False,
-        raise_if_empty=False,
-        missing_columns="insert",
-    )
+def _separators(raw: RawFile, spec: TableSpec) -> int | None:
+    """Commas of a CSV file outside quotes; None where they are not counted.
 
-
-def _separators(raw: RawFile) -> int | None:
-    """Commas of a CSV file outside quotes; None of Parquet, and of a file that can't be read: reading it says why."""
-    if raw.is_parquet:
+    That is in Parquet, in a file that can't be read (reading it says why), and in a packed one of whose rows only some
+    are kept: its checksum vouches for what was written, and counting would take as long as unpacking it.
+    """
+    if raw.is_parquet or (spec.only is not None and raw.is_packed):
         return None
     try:
         return separators(raw.path)
@@ -281,8 +228,8 @@ def _raise_for(
     raw: RawFile,
     spec: TableSpec,
     pace: Pace,
-    commas: int | None,
-) -> int:
+    counts: tuple[int, int | None],
+) -> None:
     """Check what was read.
 
     Args:
@@ -291,24 +238,21 @@ def _raise_for(
         raw: The file.
         spec: The table.
         pace: How it was read.
-        commas: What `_separators` counted.
-
-    Returns:
-        Rows in the file.
+        counts: Rows of the file, and what `_separators` counted.
 
     Raises:
         ExtractError: With all that is wrong with the table.
     """
-    file = raw.relative
-    rows, whole = _count(raw, spec, sums["rows"], commas)
+    file, (rows, commas) = raw.relative, counts
     if rows == 0:
         if spec.optional:
-            return 0
+            return
         raise ExtractError(f"{file}: has a header but no rows")
+    whole = commas in (None, (rows + 1) * (len(raw.header) - 1))
     if (sums[LONG] or not whole) and (ragged := ragged_rows(raw.path, len(raw.header))).count:
         raise _ragged(raw, ragged)
     # only for messages: to number rows, the file is read again
-    numbered = _read(raw, spec, pace, numbered=True)
+    numbered = read(raw, spec, pace, Tally(), numbered=True)
     problems = []
     for name, dtype in spec.schema.items():
         if count := sums.get(BAD + name, 0):
@@ -324,23 +268,6 @@ def _raise_for(
         problems += _units(frame, numbered, file, spec)
     if problems:
         raise ExtractError(*problems)
-    return rows
-
-
-def _count(raw: RawFile, spec: TableSpec, kept: int, commas: int | None) -> tuple[int, bool]:
-    """Rows in a file, and whether its commas say that each has as many fields as the header.
-
-    Where only some rows are kept, the others are counted by their commas: a pass of their own would cost more than it
-    is worth. Then rows that lack fields go unseen if these add up to whole rows, or others have as many too many.
-    """
-    between = len(raw.header) - 1
-    if spec.only is None:
-        return kept, raw.is_parquet or commas == (kept + 1) * between
-    if commas is not None and between > 1:
-        # a comma that the file ends in is not counted, hence rounded up
-        return max(kept, -(-commas // between) - 1), commas % between == 0
-    source = pl.scan_parquet(raw.path, glob=False) if raw.is_parquet else _lines(raw, {})
-    return source.select(pl.len()).collect(engine="streaming").item(), raw.is_parquet or between == 0
 
 
 def _noun(dtype: pl.DataType) -> str:

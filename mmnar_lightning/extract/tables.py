@@ -129,7 +129,8 @@ class TableSpec:
         optional: Whether the file may be absent (it is then an empty table).
         not_null: Columns in which a null is an error.
         units: Check of the units, or None.
-        only: Which rows are kept, or None for all. Checks other than that of the number of fields are made of these.
+        only: Which rows are kept, or None for all. Only these are checked; in a gzipped file, that a row has as many
+            fields as the header is then left to the types of its columns.
         folder: Where the table lies if not in the extract's root (notes and images that are downloaded apart); `file`
             is relative to it. It changes no fingerprint: what is read counts, not where it lies.
     """
@@ -151,6 +152,8 @@ class TableSpec:
         used += [] if self.clock is None else self.clock.columns
         used += [] if self.units is None else [self.units.raw_id, self.units.unit]
         used += [] if self.only is None else [self.only.column]
+        if self.only is not None and self.only.column in self.columns and not self.columns[self.only.column].required:
+            raise ValueError(f"table {self.name!r}: {self.only.column} chooses its rows, so that it must be required")
         strange = sorted({name for name in used if name not in self.columns})
         if strange:
             raise ValueError(

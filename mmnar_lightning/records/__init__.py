@@ -1,9 +1,9 @@
 """What a sample is: modalities, tasks, batches, the store they come from, and who is trained on."""
 
-from mmnar_lightning.records.batch import Elements, Encoded, Inputs, PatientBatch, Reader, read
+from mmnar_lightning.records.batch import Elements, Encoded, IndexReader, Inputs, PatientBatch, Reader, read
 from mmnar_lightning.records.datamodule import RecordDataModule
 from mmnar_lightning.records.dataset import RecordDataset
-from mmnar_lightning.records.derived import derive, derived_folder
+from mmnar_lightning.records.derived import derive, derived_folder, find_derived
 from mmnar_lightning.records.fitting import fit_schema
 from mmnar_lightning.records.identity import patient_hashes, patient_key
 from mmnar_lightning.records.loading import EpochBatches, RecordLoader
@@ -30,6 +30,7 @@ __all__ = [
     "Encoded",
     "EpochBatches",
     "FusionShape",
+    "IndexReader",
     "Inputs",
     "Modality",
     "PatientBatch",
@@ -47,6 +48,7 @@ __all__ = [
     "calibration_half",
     "derive",
     "derived_folder",
+    "find_derived",
     "fit_schema",
     "keyed_uniform",
     "patient_hashes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -44,12 +45,15 @@ class Elements(_Packed):
         hours_before: float32 [E], hours from the element to the prediction time, ≥ 0 (NaN where unknown).
         values: `vector` float32 [E, F] with NaN for a value not measured; `codes` int64 [E], index into the vocabulary
             (0 is ``<unknown>``); `series` float32 [E]; `text` and `image` a tuple of E strings (document, file), or
-            what a `Reader` made of them: for `image` uint8 [E, C, H, W].
+            what a `Reader` made of them: for `image` uint8 [E, C, H, W], and where `part_of` is given float [V, H],
+            V vectors that a frozen backbone made of them.
         variable: `series` only: int64 [E], index into the items.
         index: `text` and `image`: int64 [E], the element's row in the store's file of the modality, by which data
             derived from it (token ids) are found; None where the elements come from no store.
         unreadable: int64 scalar, how many elements a `Reader` left out because they could not be read; None where it
             counts none.
+        part_of: int64 [V], the element that each vector in `values` belongs to, ascending; None where `values` are no
+            vectors of a frozen backbone.
     """
 
     row: Tensor
@@ -58,6 +62,7 @@ class Elements(_Packed):
     variable: Tensor | None = None
     index: Tensor | None = None
     unreadable: Tensor | None = None
+    part_of: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,14 @@ class PatientBatch(_Packed):
 
 # elements whose values are strings → those of them that could be read, with tensors as values, in their order
 Reader = Callable[[Elements], Elements]
+
+
+class IndexReader(ABC):
+    """A `Reader` that looks elements up by their `index` alone: no loader takes their strings from the store for it."""
+
+    @abstractmethod
+    def __call__(self, elements: Elements) -> Elements:
+        """Look elements up; their `values` may be empty."""
 
 
 def read(batch: PatientBatch, readers: Mapping[str, Reader]) -> PatientBatch:

@@ -240,6 +240,7 @@ class RecordDataModule(LightningDataModule):
             raise RuntimeError(f"call setup({stage!r}) before asking for the loader of {name}")
         dataset, trainer = self._datasets[name], self.trainer
         dataset.readers = dict(self._readers())
+        dataset.check_folders()
         seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         batches = EpochBatches(
             len(dataset),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmnar_lightning.records.batch import Elements, PatientBatch, Reader, read
+from mmnar_lightning.records.batch import Elements, IndexReader, PatientBatch, Reader, read
 from mmnar_lightning.records.schema import Modality, RecordSchema
 from mmnar_lightning.records.store import RecordStore, StoreError
 
@@ -35,7 +35,7 @@ class RecordDataset(Dataset[PatientBatch]):
         folders: Where relative file names of an `image` modality lie, by modality.
 
     Raises:
-        StoreError: If a modality is of another kind in the store than in the schema, or a folder is not there.
+        StoreError: If a modality is of another kind in the store than in the schema.
     """
 
     def __init__(
@@ -48,10 +48,6 @@ class RecordDataset(Dataset[PatientBatch]):
     ) -> None:
         self.store, self.schema, self.samples = store, schema, samples
         self.readers, self.folders = dict(readers or {}), dict(folders or {})
-        for name, folder in self.folders.items():
-            # else every file in it would be counted as unreadable
-            if not folder.is_dir():
-                raise StoreError(f"modality {name!r}: the folder of its files is not there: {folder}")
         frame = store.samples
         labels = [
             frame[f"label/{t}"].cast(pl.Float32).to_numpy()
@@ -66,6 +62,17 @@ class RecordDataset(Dataset[PatientBatch]):
             if name in store.schema.names
         }
         self._gather = [self._reader(m) for m in schema.modalities]
+
+    def check_folders(self) -> None:
+        """Look whether the files are there that the readers will open; else each would be counted as unreadable.
+
+        Raises:
+            StoreError: If a folder is not there.
+        """
+        for name, folder in self.folders.items():
+            opened = name in self.readers and not isinstance(self.readers[name], IndexReader)
+            if opened and not folder.is_dir():
+                raise StoreError(f"modality {name!r}: the folder of its files is not there: {folder}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -128,7 +135,9 @@ class RecordDataset(Dataset[PatientBatch]):
         def gather(start: Array, count: Array) -> Elements:
             row, element = _elements(start, count)
             index = torch.from_numpy(element) if indexed else None
-            return Elements(torch.from_numpy(row), torch.from_numpy(hours[element]), values(element), index=index)
+            # readers come with the model, after this was made
+            taken = () if isinstance(self.readers.get(modality.name), IndexReader) else values(element)
+            return Elements(torch.from_numpy(row), torch.from_numpy(hours[element]), taken, index=index)
 
         return gather
 

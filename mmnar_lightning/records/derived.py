@@ -37,6 +37,21 @@ def derived_folder(store: RecordStore, name: str, described: Mapping[str, Any]) 
     return store.path.parent / f"{store.path.name}.derived" / f"{name}-{key}"
 
 
+def find_derived(store: RecordStore, name: str, described: Mapping[str, Any]) -> Path | None:
+    """Return the folder of derived data; None where no one has written them.
+
+    Args:
+        store: What they are derived from.
+        name: What they are, a word for people.
+        described: See `derived_folder`.
+
+    Raises:
+        StoreError: If the folder is incomplete; says which file.
+    """
+    folder = derived_folder(store, name, described)
+    return _checked(folder) if folder.exists() else None
+
+
 def derive(store: RecordStore, name: str, described: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
     """Return the folder of derived data, writing it first where it is not there: one process writes, others wait.
 

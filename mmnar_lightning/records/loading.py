@@ -142,7 +142,7 @@ def _from(workers: DataLoader[PatientBatch]) -> Iterator[PatientBatch]:
     except Exception as error:
         # torch's frames and the error hold each other, and workers that the garbage collector finds are waited for,
         # five seconds each
-        raise error.with_traceback(None)
+        raise error.with_traceback(None) from None
 
 
 def _whole(batch: list[Any]) -> PatientBatch:

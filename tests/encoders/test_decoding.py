@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
 import pickle
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ Save = Callable[[Any, str], str]
 
 
 def reader(channels: int = 3, side: int = 16, **options: Any) -> FilmReader:
-    settings = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"} | options
+    settings: dict[str, Any] = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"} | options
     return FilmReader("cxr", (channels, side, side), **settings)
 
 
@@ -64,7 +66,8 @@ def scaled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def luma(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return rgb @ np.asarray([0.299, 0.587, 0.114])
+    grey: np.ndarray[Any, Any] = rgb @ np.asarray([0.299, 0.587, 0.114])
+    return grey
 
 
 GREY = noise(16, 16).astype(np.uint8)
@@ -202,7 +205,12 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale(save: Save, monkeypatch: pyt
     waves = np.sin(np.linspace(0, 9, 1600))[:, None] * np.cos(np.linspace(0, 7, 1400)) * 100 + 128
     path = save(waves.astype(np.uint8), "large.jpg")
     sizes: list[tuple[int, int]] = []
-    monkeypatch.setattr(decoding, "eight_bit", lambda image, channels: sizes.append(image.size) or image)
+
+    def seen(image: Image.Image, channels: int) -> Image.Image:
+        sizes.append(image.size)
+        return image
+
+    monkeypatch.setattr(decoding, "eight_bit", seen)
     reduced = reader(1, 64)(films([path])).values
     with Image.open(path) as image:
         full = np.asarray(image.resize((64, 73), Image.Resampling.BILINEAR), dtype=float)[4:68]
@@ -279,7 +287,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(broken: Path, caplog: pytes
     assert int(taken.unreadable) == 3
     only = reader()(films([paths[1]]))
     assert only.unreadable is None
-    assert torch.equal(taken.values[0], only.values[0])  # type: ignore[arg-type]
+    torch.testing.assert_close(taken.values[0], only.values[0], rtol=0, atol=0)
     counting(films(paths))
     assert caplog.text.count("3 of 5 films") == 1
     assert "p10000032" not in caplog.text
@@ -317,7 +325,7 @@ def test_a_reader_travels(broken: Path) -> None:
     first = reader()
     expected = first(films([str(broken / "sound.png")])).values
     again = pickle.loads(pickle.dumps(first))
-    assert torch.equal(again(films([str(broken / "sound.png")])).values, expected)
+    torch.testing.assert_close(again(films([str(broken / "sound.png")])).values, expected, rtol=0, atol=0)
     assert first(films([])).values.shape == (0, 3, 16, 16)  # type: ignore[union-attr]
 
 
@@ -370,8 +378,13 @@ def test_the_error_of_a_worker_is_one_line(store: RecordStore, broken: Path, wor
         r"^modality 'cxr': 2 of 4 films of a batch can't be read, rows of modality/cxr.arrow: 1 \(no image\), "
         r"3 \(no such file\); prepare the store again, or leave them out with `unreadable: count`$"
     )
-    with pytest.raises(UnreadableError, match=expected):
+    with pytest.raises(UnreadableError, match=expected) as error:
         list(loader)
+    del error
+    start = time.monotonic()
+    gc.collect()
+    # nobody waits for workers that don't know that they may go
+    assert time.monotonic() - start < 4
 
 
 @pytest.mark.shared_data

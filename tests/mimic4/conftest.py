@@ -315,18 +315,19 @@ class Extracted:
         return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def run(extractor: MIMIC4Extractor, root: Path) -> Extracted:
-    """Read a raw extract and collect what the extractor makes of it."""
+def run(extractor: MIMIC4Extractor, root: Path, *only: str) -> Extracted:
+    """Read a raw extract and collect what the extractor makes of it, or of some modalities."""
     log = Counts()
     frames = {spec.name: scan(root, spec).collect().lazy() for spec in extractor.tables()}
     made = extractor.extract(frames, log)
-    elements = {name: step() if callable(step) else step for name, step in made.elements.items()}
+    steps = {name: step for name, step in made.elements.items() if not only or name in only}
+    elements = {name: step() if callable(step) else step for name, step in steps.items()}
     return Extracted(extractor, made.schema, made.samples, elements, dict(log.items()))
 
 
 @pytest.fixture(scope="session")
-def extracted() -> Callable[[MIMIC4Extractor, Path], Extracted]:
-    """`extracted(extractor, root)` reads a raw extract and returns samples, elements and counts."""
+def extracted() -> Callable[..., Extracted]:
+    """`extracted(extractor, root, *only)` reads a raw extract and returns samples, elements (of `only`) and counts."""
     return run
 
 

@@ -1,0 +1,190 @@
+"""Films: images/s of the reader against a bare Pillow loop, and the price of a step against the share of films.
+
+Run: ``python benchmarks/images.py [--films 24] [--out benchmarks/results/images.json]``. All on one core. The ways are
+timed in turn, several rounds, and the best round of each is kept, since other work on the machine only slows one down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmnar_lightning.encoders.decoding import FilmReader
+from mmnar_lightning.encoders.image import ImageEncoder
+from mmnar_lightning.records import Elements, Modality
+
+SIDE, CROP = 224, 0.875
+RESIZED = int(SIDE / CROP)
+CXR = Modality("cxr", "image")
+READ_TARGET, PACKED_TARGET, PACKING_TARGET = 0.85, 0.45, 1.05
+MODEL, STEP_SIDE, BATCH = "resnet18", 96, 32
+
+
+def write_films(folder: Path, n: int) -> dict[str, list[str]]:
+    """Films of 3,056 × 2,544 as JPEG and PNG, in 16 bits at 2,048, and small grey PNGs; smooth shapes with noise."""
+    rng = np.random.default_rng(0)
+    paths: dict[str, list[str]] = {}
+    for k in range(n):
+        coarse = Image.fromarray(rng.integers(20, 230, (9, 9)).astype(np.uint8))
+        large = np.asarray(coarse.resize((2544, 3056), Image.Resampling.BICUBIC), dtype=np.float32)
+        film = np.clip(large + rng.normal(0, 4, large.shape), 0, 255)
+        whole = Image.fromarray(film.astype(np.uint8))
+        kinds = {
+            "jpeg_3056x2544": (whole, "a.jpg"),
+            "png_3056x2544": (whole, "a.png"),
+            "png_16bit_2048": (Image.fromarray((film[:2048, :2048] * 16).astype(np.uint16)), "b.png"),
+            "png_512": (whole.resize((512, 512)), "c.png"),
+        }
+        for kind, (image, name) in kinds.items():
+            if k < n // 3 or not kind.startswith("png_3"):
+                path = folder / f"{k}{name}"
+                image.save(path)
+                paths.setdefault(kind, []).append(str(path))
+    return paths
+
+
+def bare(path: str, channels: int) -> np.ndarray[Any, Any]:
+    """The same operations with nothing around them: open, reduce, decode, resize the shorter edge, cut the centre."""
+    with Image.open(path) as image:
+        image.draft(image.mode, (2 * RESIZED, 2 * RESIZED))
+        image.load()
+        grey = image
+    if grey.mode.startswith("I"):
+        values = np.asarray(grey).astype(np.float64)
+        low, high = values.min(), values.max()
+        grey = Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
+    width, height = grey.size
+    scale = RESIZED / min(width, height)
+    small = grey.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (small.size[0] - SIDE) // 2, (small.size[1] - SIDE) // 2
+    cut = np.asarray(small.crop((left, top, left + SIDE, top + SIDE)))
+    return np.broadcast_to(cut, (channels, SIDE, SIDE)).copy()
+
+
+def loading(folder: Path, n: int, repeat: int) -> dict[str, dict[str, float]]:
+    """Films a second on one core, by kind of file."""
+    reader = FilmReader("cxr", (3, SIDE, SIDE), CROP, "center", "bicubic")
+    found = {}
+    for kind, paths in write_films(folder, n).items():
+        elements = Elements(torch.arange(len(paths)), torch.zeros(len(paths)), tuple(paths))
+        read, plain = reader(elements).values, np.stack([bare(p, 3) for p in paths])
+        assert isinstance(read, Tensor)
+        # a rounding of the size before the cut, at most
+        off = float(np.abs(read.numpy().astype(float) - plain).mean())
+        ways: dict[str, Callable[[], object]] = {
+            "reader": lambda e=elements: reader(e),  # type: ignore[misc]
+            "bare": lambda p=paths: torch.from_numpy(np.stack([bare(path, 3) for path in p])),  # type: ignore[misc]
+        }
+        seconds = best_of(ways, repeat)
+        found[kind] = {name: len(paths) / s for name, s in seconds.items()}
+        found[kind] |= {"ratio": seconds["bare"] / seconds["reader"], "mean_difference_of_256": off}
+    return found
+
+
+def best_of(ways: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Seconds of each way's best round; the ways take turns."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(repeat):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def packing(repeat: int) -> dict[str, float]:
+    """Seconds of a training step over a batch: all rows, 30 % of them, none, and all without any packing."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(
+        CXR, 64, model=MODEL, pretrained=False, image_size=STEP_SIDE, train="full", train_batch_norm=False, dropout=0.0
+    ).train()
+    films = torch.randint(0, 256, (BATCH, 3, STEP_SIDE, STEP_SIDE), dtype=torch.uint8)
+    hours = torch.linspace(0, 100, BATCH)
+
+    def step(rows: Tensor) -> None:
+        encoder.zero_grad()
+        tokens, _ = encoder(Elements(rows, hours[rows], films[rows]), rows)
+        tokens.square().sum().backward()
+
+    def dense() -> None:
+        encoder.zero_grad()
+        backbone = encoder.backbone
+        assert isinstance(backbone, nn.Module)
+        vectors = encoder.norm(backbone(films.float() * encoder.scale + encoder.shift))
+        times = torch.stack([torch.log1p(hours / 24), torch.ones(BATCH)], 1)
+        encoder.head(encoder.film(torch.cat([vectors, times], 1))).square().sum().backward()
+
+    some = torch.arange(BATCH)[torch.randperm(BATCH)[: round(0.3 * BATCH)].sort().values]
+    ways: dict[str, Callable[[], object]] = {
+        "dense_without_packing": dense,
+        "all_observed": lambda: step(torch.arange(BATCH)),
+        "70_percent_unobserved": lambda: step(some),
+        "none_observed": lambda: step(torch.arange(0)),
+    }
+    for way in ways.values():
+        way()
+    return best_of(ways, repeat)
+
+
+def machine() -> dict[str, Any]:
+    cpu = [
+        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": cpu[0] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "system": platform.system(),
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--films", type=int, default=24)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "images.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        speed = loading(Path(folder), arguments.films, arguments.repeat)
+    steps = packing(arguments.repeat)
+    whole = steps["all_observed"]
+    result = {
+        "what": f"films to 3 × {SIDE} × {SIDE} on one core; steps of {MODEL} at {STEP_SIDE} px, batch {BATCH}, one "
+        f"film a sample, trained in full; best of {arguments.repeat} rounds",
+        "films_per_second_a_core": {k: {n: round(v, 3) for n, v in ways.items()} for k, ways in speed.items()},
+        "reader_over_bare_least": round(min(ways["ratio"] for ways in speed.values()), 3),
+        "reader_target": READ_TARGET,
+        "seconds_a_step": {name: round(value, 4) for name, value in steps.items()},
+        "70_percent_unobserved_over_all": round(steps["70_percent_unobserved"] / whole, 3),
+        "70_percent_target": PACKED_TARGET,
+        "packing_over_dense": round(whole / steps["dense_without_packing"], 3),
+        "packing_target": PACKING_TARGET,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("mmnar-lightning", "torch", "timm", "pillow", "numpy")},
+        "machine": machine(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
