@@ -38,7 +38,7 @@ TARGET = 10
 BATCH = 32
 OBSERVED = 0.5
 WORDS = [f"w{k}" for k in range(2000)]
-BERT = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+BERT: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 RESNET, SIDE = "resnet18", 512
 
 
@@ -84,7 +84,7 @@ def write_samples(folder: Path, n: int) -> Path:
     return write_store(folder, "embed", "all", f"{n:016d}", schema, samples, elements, {})
 
 
-def write_models(folder: Path) -> dict[str, dict[str, Any]]:
+def write_models(folder: Path) -> dict[str, Any]:
     """Save both models, and return the encoders that read them."""
     torch.manual_seed(0)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -151,9 +151,10 @@ def data_of(path: Path, modality: str) -> StoreData:
 
 
 def measure(folder: Path, n: int, epochs: int, accelerator: str) -> dict[str, dict[str, float]]:
-    path, encoders = write_samples(folder, n), write_models(folder)
+    path, both = write_samples(folder, n), write_models(folder)
     found = {}
     for modality in ("notes", "films"):
+        encoders = {modality: both[modality]}
         slow, loss = epoch_seconds(path, encoders, modality, epochs, accelerator)
         data = data_of(path, modality)
         began = time.perf_counter()

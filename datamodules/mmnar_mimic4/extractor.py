@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from mmnar_lightning.extract import Counts, Elements, Extraction, TableSpec
+from mmnar_lightning.extract import Counts, Elements, ExtractError, Extraction, TableSpec
 from mmnar_lightning.records import Modality, RecordSchema
 from mmnar_mimic4 import films, notes, tables
 from mmnar_mimic4.billing import billing
@@ -120,6 +120,8 @@ class MIMIC4Extractor:
         strange = sorted(set(self.embeddings or {}) - {"radiology", "discharge", "cxr"})
         if strange:
             raise ValueError(f"embeddings: no modality {', '.join(strange)}; there are: radiology, discharge, cxr")
+        if "cxr" in (self.embeddings or {}) and self.cxr_root is None:
+            raise ValueError("embeddings: cxr needs cxr_root, whose metadata say when each film was taken")
         if self.cohort == "icu_landmark" and "discharge" in (self.embeddings or {}):
             raise ValueError("embeddings: icu_landmark has no discharge summaries, they don't exist yet")
 
@@ -252,6 +254,8 @@ class MIMIC4Extractor:
         for name, (spec, rows) in listed.items():
             if source.frames[spec.name].head(1).collect().is_empty():
                 # without the files there is no such modality, rather than one that nobody has
+                if name in self._vectors:
+                    raise ExtractError(f"{spec.file}: is absent or empty, so that the embeddings of {name} fit no note")
                 continue
             link = partial(rows, source, cohort.admissions, self.prospective)
             if name in self._own:

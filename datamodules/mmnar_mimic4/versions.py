@@ -84,7 +84,7 @@ def detect(root: Path | str, version: Version = "auto") -> Release:
             core of ``d_labitems`` don't contradict it.
 
     Raises:
-        ValueError: If `version` is none of these.
+        ValueError: If the version is none of these.
         ExtractError: If a table that tells is missing or unreadable, or the extract is a release that is refused.
     """
     if version not in get_args(Version):
@@ -133,7 +133,7 @@ def _refuse_before_2_2(root: Path) -> None:
     absent = ["column admit_provider_id", *(s.file for s in (_PROVIDER, _CAREGIVER) if found[s.name] is None)]
     raise ExtractError(
         f"{raw.relative}: without {', '.join(absent)} this looks like MIMIC-IV 2.0 or 2.1, which hold out other "
-        f"subjects and can't be read; {USE}, or say which of them it is with `version`"
+        f"subjects and can't be read; {USE}, or say which of them it is with `release`"
     )
 
 

@@ -238,7 +238,11 @@ def _scaled(values: Array) -> Array:
     finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     out = np.zeros(values.shape, dtype=np.uint8)
-    if high > low:
+    if high > low and values.dtype.itemsize == 2 and values.dtype.kind == "u":
+        # 65,536 values at most: computed once each
+        table = (np.arange(high + 1) - low).clip(0) * (255 / (high - low))
+        out = np.rint(table).astype(np.uint8)[values]
+    elif high > low:
         for at in range(0, len(values), STRIP):
             part = (values[at : at + STRIP].astype(np.float64) - low) * (255 / (high - low))
             out[at : at + STRIP] = np.rint(np.clip(np.nan_to_num(part, nan=0.0), 0, 255))

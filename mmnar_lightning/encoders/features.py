@@ -360,7 +360,7 @@ class FeatureShards:
         for first, stop in self.ranges:
             path = self._path(first, stop)
             try:
-                with np.load(path, allow_pickle=False) as shard:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
                     array = shard[name]
             except (OSError, ValueError, KeyError, BadZipFile) as error:
                 raise StoreError(f"{self.folder.name}: {path.name} can't be read; remove it and run again") from error
