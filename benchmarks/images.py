@@ -1,7 +1,7 @@
 """Films: images/s of the reader against a bare Pillow loop, and the price of a step against the share of films.
 
-Run: ``python benchmarks/images.py [--films 24] [--out benchmarks/results/images.json]``. All on one core. The ways are
-timed in turn, several rounds, and the best round of each is kept, since other work on the machine only slows one down.
+Run: ``python benchmarks/images.py [--films 24] [--out benchmarks/results/images.json]``. All on one core, in processor
+time. The ways are timed in turn, several rounds, and the best round of each is kept.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ def loading(folder: Path, n: int, repeat: int) -> dict[str, dict[str, float]]:
 
 
 def best_of(ways: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Seconds of each way's best round; the ways take turns."""
+    """Processor seconds of each way's best round; the ways take turns."""
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(repeat):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             way()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 
@@ -165,8 +165,8 @@ def main() -> None:
     steps = packing(arguments.repeat)
     whole = steps["all_observed"]
     result = {
-        "what": f"films to 3 × {SIDE} × {SIDE} on one core; steps of {MODEL} at {STEP_SIDE} px, batch {BATCH}, one "
-        f"film a sample, trained in full; best of {arguments.repeat} rounds",
+        "what": f"films to 3 × {SIDE} × {SIDE} on one core, in processor time; steps of {MODEL} at {STEP_SIDE} px, "
+        f"batch {BATCH}, one film a sample, trained in full; best of {arguments.repeat} rounds",
         "films_per_second_a_core": {k: {n: round(v, 3) for n, v in ways.items()} for k, ways in speed.items()},
         "reader_over_bare_least": round(min(ways["ratio"] for ways in speed.values()), 3),
         "reader_target": READ_TARGET,

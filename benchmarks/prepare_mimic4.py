@@ -37,9 +37,10 @@ import polars as pl
 import yaml
 
 from mmnar_lightning.extract.raw import RawFile, locate
+from mmnar_mimic4.cohort import CohortName
 from mmnar_mimic4.extractor import MIMIC4Extractor
 
-COHORTS = ("post_discharge", "icu_landmark")
+COHORTS: tuple[CohortName, ...] = ("post_discharge", "icu_landmark")
 # Needs nothing but Python: it also runs where pandas is.
 WATCH = """
 import json, sys, threading, time
@@ -140,7 +141,7 @@ def watched(script: str, argument: Path, python: str = sys.executable) -> dict[s
     """What a script takes in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "mark.json"
-        command = [python, "-c", WATCH + script, mark, argument]
+        command: list[str | Path] = [python, "-c", WATCH + script, mark, argument]
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True)
         wall = time.perf_counter() - start

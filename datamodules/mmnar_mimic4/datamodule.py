@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mmnar_lightning.extract import find_store, prepare
+from mmnar_lightning.extract import ExtractError, find_store, prepare
 from mmnar_lightning.records import RecordDataModule, SplitSettings
 from mmnar_mimic4.cohort import CohortName, Episodes
 from mmnar_mimic4.extractor import Films, MIMIC4Extractor
@@ -150,6 +150,10 @@ class MIMIC4DataModule(RecordDataModule):
                 self.store_folder, self.extractor.dataset, self.extractor.cohort, self.extractor.options()
             )
         detect(self.root, self.extractor.release)
+        notes = self.extractor.note_root
+        if notes is not None and not (notes / "note").is_dir():
+            # notes are optional, so that a mistyped folder would pass for their absence
+            raise ExtractError(f"{notes}: has no folder note; note_root is the folder above it")
         return prepare(self.extractor, self.root, self.store_folder)
 
     def image_folder(self, modality: str) -> Path | None:

@@ -197,7 +197,7 @@ class MIMIC4Extractor:
     def tables(self) -> Sequence[TableSpec]:
         """The tables it reads."""
         specs = [tables.PATIENTS, tables.DEATHS, tables.ADMISSIONS, tables.DISCHARGES, tables.ICU_STAYS]
-        specs += [tables.ICU_ENDS, tables.TRANSFERS, tables.SERVICES, tables.labs(), tables.charts(), tables.OUTPUTS]
+        specs += [tables.ICU_ENDS, tables.TRANSFERS, tables.SERVICES, tables.labs(), tables.charts(), tables.outputs()]
         specs += [tables.INPUTS, tables.PROCEDURES, tables.PRESCRIPTIONS, tables.ORDERS, tables.ORDER_DETAILS]
         specs.append(replace(tables.RADIOLOGY_NOTES, folder=self.note_root))
         if self.cohort == "post_discharge":

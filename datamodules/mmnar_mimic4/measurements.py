@@ -51,11 +51,20 @@ class Measurements:
 
     def tally(self, source: Source) -> None:
         """Log what of the table is not used."""
-        without = self._catalogued & pl.col(self.number).is_null()
-        sums = source.frames[self.spec.name].select(strange=(~self._catalogued).sum(), without=without.sum())
-        strange, no_number = sums.collect(engine="streaming").row(0)
-        source.log.add(self.spec.name, "rows of items not in the catalogue", strange)
+        without = source.frames[self.spec.name].select((self._catalogued & pl.col(self.number).is_null()).sum())
+        no_number = without.collect(engine="streaming").item()
         source.log.add(self.spec.name, "rows of catalogued items without a number, not used", no_number)
+
+    def pairs(self, source: Source) -> pl.DataFrame:
+        """Items and units that stand in the table, to be looked up once rather than row by row."""
+        keys = ["itemid"] if self.unit is None else ["itemid", self.unit]
+        found = source.frames[self.spec.name].filter(self._catalogued).select(keys).unique()
+        pairs = found.collect(engine="streaming")
+        shares = [item for item in FRACTIONS if str(item) in self.listed.raw_ids]
+        if self.unit is None or not shares:
+            return pairs
+        fractions = {"itemid": shares, self.unit: ["fraction"] * len(shares)}
+        return pl.concat([pairs, pl.DataFrame(fractions, schema=pairs.schema)])
 
     def known(self, source: Source, count: bool = False) -> pl.LazyFrame:
         """Rows of catalogued items with a ``number`` that a sample may contain: what is cheap to drop goes first."""
@@ -65,20 +74,23 @@ class Measurements:
         frame = source.frames[self.spec.name].filter(theirs, self._catalogued, pl.col(self.number).is_not_null())
         return source.known(self.spec, frame.rename({self.number: "number"}), count)
 
-    def values(self, source: Source) -> pl.LazyFrame:
+    def values(self, source: Source, pairs: pl.DataFrame) -> pl.LazyFrame:
         """Values that a sample may contain, one a row.
+
+        Args:
+            source: The samples and the tables.
+            pairs: What `pairs` found.
 
         Returns:
             ``sample``, ``itemid``, ``variable``, ``time``, ``hours_before``, ``value`` (null where it is impossible or
             in an unknown unit) and ``strange`` (whether it is the latter).
         """
-        frame, strange = self.known(source), pl.lit(False)
+        frame = self.known(source)
         if self.unit is not None:
             share = pl.col("itemid").is_in(FRACTIONS) & (pl.col("number") <= 1)
             frame = frame.with_columns(pl.when(share).then(pl.lit("fraction")).otherwise(self.unit).alias(self.unit))
-            strange = self.listed.unknown_unit(pl.col("itemid"), pl.col(self.unit))
-        converted = self.listed.apply(frame, "itemid", "number", self.unit, unknown_unit="count")
-        return converted.select("sample", "itemid", "variable", "time", "hours_before", "value", strange=strange)
+        converted = self.listed.apply(frame, "itemid", "number", self.unit, unknown_unit="count", pairs=pairs)
+        return converted.select("sample", "itemid", "variable", "time", "hours_before", "value", strange="unknown_unit")
 
 
 def _batches(source: Source, measurements: tuple[Measurements, ...]) -> Iterator[Source]:
@@ -104,22 +116,25 @@ def _log_nulled(source: Source, measurements: tuple[Measurements, ...], nulled: 
                 source.log.add(one.spec.name, f"values of {variable} in an unknown unit, nulled", unit)
 
 
-def _once(source: Source, measurements: tuple[Measurements, ...]) -> Iterator[pl.LazyFrame]:
-    """Measured values, one row each, by batches of samples in order; logs what is not used.
+# The same value of the same item at the same time is one measurement, however often it was filed.
+ONCE = ("sample", "itemid", "time", "value")
 
-    The same value of the same item at the same time is one measurement, however often it was filed.
+
+def _filed(source: Source, measurements: tuple[Measurements, ...]) -> Iterator[pl.LazyFrame]:
+    """Values as they were filed, by batches of samples in order; logs what is not used.
 
     Yields:
-        ``sample``, ``itemid``, ``time``, ``value``, ``variable``, ``hours_before``.
+        ``sample``, ``itemid``, ``variable``, ``time``, ``hours_before``, ``value``; a measurement may stand twice.
     """
     for one in measurements:
         one.tally(source)
     nulled = []
+    pairs = [one.pairs(source) for one in measurements]
     for part in _batches(source, measurements):
-        rows = pl.concat([one.values(part) for one in measurements]).collect(engine="streaming").lazy()
+        values = [one.values(part, known) for one, known in zip(measurements, pairs, strict=True)]
+        rows = pl.concat(values).collect(engine="streaming").lazy()
         nulled.append(rows.filter(pl.col("value").is_null()).select("variable", "strange").collect())
-        kept = rows.filter(pl.col("value").is_not_null())
-        yield kept.group_by("sample", "itemid", "time", "value").agg(pl.first("variable", "hours_before"))
+        yield rows.filter(pl.col("value").is_not_null())
     _log_nulled(source, measurements, pl.concat(nulled))
 
 
@@ -139,9 +154,10 @@ def measured(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataF
         measurement to the prediction time) and one column per variable and statistic (Float32; null = not measured).
     """
     long, since = [], []
-    for once in _once(source, measurements):
+    for filed in _filed(source, measurements):
+        once = filed.group_by(ONCE).agg(pl.first("variable"))
         long.append(aggregate(once, time="time", stats=STATS).collect(engine="streaming"))
-        since.append(once.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect())
+        since.append(filed.group_by("sample").agg(pl.col("hours_before").min().cast(pl.Float32)).collect())
     wide = pivot(pl.concat(long).lazy(), _variables(measurements), STATS)
     wide = wide.join(pl.concat(since), on="sample", how="left", validate="1:1", maintain_order="left")
     return wide.select("sample", "hours_before", pl.exclude("sample", "hours_before"))
@@ -161,7 +177,8 @@ def events(source: Source, measurements: tuple[Measurements, ...]) -> pl.DataFra
     listed = pl.Enum(_variables(measurements))
     columns = ("sample", pl.col("hours_before").cast(pl.Float32), "variable", pl.col("value").cast(pl.Float32))
     parts = []
-    for once in _once(source, measurements):
+    for filed in _filed(source, measurements):
+        once = filed.group_by(ONCE).agg(pl.first("variable", "hours_before"))
         typed = once.with_columns(pl.col("variable").cast(listed))
         # samples come in batches: what is held of each is some 20 bytes a value
         parts.append(typed.sort("sample", "time", "variable", "value").select(columns).collect())
@@ -194,7 +211,7 @@ def _labs() -> tuple[Measurements, ...]:
 
 def _vitals() -> tuple[Measurements, ...]:
     charts = Measurements(tables.charts(), catalogue("vitals"), "valuenum", "valueuom")
-    return charts, Measurements(tables.OUTPUTS, catalogue("outputs"), "value")
+    return charts, Measurements(tables.outputs(), catalogue("outputs"), "value")
 
 
 def labs(source: Source) -> pl.DataFrame:

@@ -105,14 +105,6 @@ SERVICES = TableSpec(
     not_null=(SUBJECT,),
 )
 
-OUTPUTS = TableSpec(
-    "outputevents",
-    "icu/outputevents",
-    {SUBJECT: WHOLE, "charttime": TIME, "storetime": TIME, "itemid": WHOLE, "value": NUMBER},
-    Clock("charttime", "storetime"),
-    not_null=(SUBJECT,),
-)
-
 _FIXED = Clock("endtime", "storetime")  # what only a finished row tells
 # ``rate`` is the amount of the finished row over its time, to the last digit: the end stands in it. What was set at the
 # start is ``originalrate``.
@@ -198,7 +190,7 @@ DISCHARGE_NOTES = TableSpec(
         "note_type": TEXT,
         "charttime": TIME,
         "storetime": TIME,
-        "text": TEXT,
+        "text": Column(pl.String, documents=True),
     },
     Clock("charttime", "storetime", lag=DAY),
     key=("note_id",),
@@ -215,7 +207,7 @@ RADIOLOGY_NOTES = TableSpec(
         "note_type": TEXT,
         "charttime": TIME,
         "storetime": TIME,
-        "text": TEXT,
+        "text": Column(pl.String, documents=True),
     },
     Clock("charttime", "storetime"),
     key=("note_id",),
@@ -277,4 +269,14 @@ def charts() -> TableSpec:
     only = Only.catalogued(catalogue("vitals"), "itemid")
     return TableSpec(
         "chartevents", "icu/chartevents", columns, Clock("charttime", "storetime"), not_null=(SUBJECT,), only=only
+    )
+
+
+@cache
+def outputs() -> TableSpec:
+    """Spec of outputevents."""
+    columns = {SUBJECT: WHOLE, "itemid": WHOLE, "charttime": TIME, "storetime": TIME, "value": NUMBER}
+    only = Only.catalogued(catalogue("outputs"), "itemid")
+    return TableSpec(
+        "outputevents", "icu/outputevents", columns, Clock("charttime", "storetime"), not_null=(SUBJECT,), only=only
     )

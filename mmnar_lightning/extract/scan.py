@@ -25,6 +25,8 @@ LEDGER = "hashes.json"
 CACHE_VERSION = 2
 # rows a duplicate check groups at once: memory stays flat in the number of rows
 BUCKET = 4_000_000
+# rows that are written at once where a value may be a whole document
+DOCUMENTS = 1024
 NULL = "null:"
 
 
@@ -115,7 +117,7 @@ def _write(raw: RawFile, spec: TableSpec, path: Path) -> int:
         for pace in Pace:
             tally = Tally()
             try:
-                _sink(read(raw, spec, pace, tally), path)
+                _sink(read(raw, spec, pace, tally), path, spec)
                 sums = _sums(pl.scan_parquet(path), (*spec.key, *spec.not_null))
             except (PolarsError, OSError) as error:
                 if pace is Pace.TYPED:
@@ -167,8 +169,10 @@ def _separators(raw: RawFile, spec: TableSpec) -> int | None:
         return None
 
 
-def _sink(frame: pl.LazyFrame, path: Path) -> None:
-    frame.sink_parquet(path, compression="lz4", engine="streaming")
+def _sink(frame: pl.LazyFrame, path: Path, spec: TableSpec) -> None:
+    # a group of rows is held until it is written: of documents, 100,000 and more are gigabytes
+    group = DOCUMENTS if any(column.documents for column in spec.columns.values()) else None
+    frame.sink_parquet(path, compression="lz4", engine="streaming", row_group_size=group)
 
 
 def _explained(raw: RawFile, error: PolarsError | OSError) -> ExtractError:

@@ -70,11 +70,14 @@ class Column:
         dtype: Type it is cast to, strictly: String, Boolean, an integer, a float, Date or Datetime.
         clock: When its values became known, where that is later than the row (a result, an end time); None = with it.
         required: Whether its absence is an error; an absent column that is not required is read as null.
+        documents: Whether its values are documents of kilobytes: such a table is written in small groups of rows, so
+            that memory doesn't grow with it. It changes no value.
     """
 
     dtype: DType
     clock: Clock | None = None
     required: bool = True
+    documents: bool = False
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,12 @@ def text_model(extract: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(path)
-    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(BertConfig(vocab_size=600, max_position_embeddings=512, **shape)).save_pretrained(path)

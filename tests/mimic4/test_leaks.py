@@ -83,6 +83,9 @@ def subject(number: int) -> int:
 def lives(raw: RawTables, root: Path) -> RawTables:
     for number in range(LIVES):
         raw.life(number, root, bare=number % 4 > 1)
+        if number % 4 == 3:
+            # not by way of the emergency department
+            raw.rows["hosp/admissions"][2 * number] |= {"edregtime": None, "edouttime": None}
     return raw
 
 

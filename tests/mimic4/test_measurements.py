@@ -62,7 +62,7 @@ def source(
     frames = {
         "labevents": table(tables.labs(), lab),
         "chartevents": table(tables.charts(), chart),
-        "outputevents": table(tables.OUTPUTS, output),
+        "outputevents": table(tables.outputs(), output),
     }
     rows = [(i, s, at(start), at(end)) for i, (s, start, end) in enumerate(samples)]
     columns: dict[str, Any] = {
@@ -263,7 +263,6 @@ def test_counts_of_what_is_in_the_windows_and_late() -> None:
     here = source([*rows, (1, 99999, 1, 1, 1.0, None)])
     labs(here)
     assert here.log.to_list() == [
-        ["labevents", "rows of items not in the catalogue", 1],
         ["labevents", "rows of catalogued items without a number, not used", 0],
         ["labevents", "rows in the samples' windows", 2],
         ["labevents", "not yet known at the prediction time", 1],
@@ -338,7 +337,7 @@ def test_first_days_of_the_demo_against_plain_python() -> None:
             f"NOT TESTED: the open MIMIC-IV demo is absent ({DEMO}); set MMNAR_SHARED_DATA to its parent folder"
         )
     days = first_days()
-    frames = {spec.name: scan(DEMO, spec) for spec in (tables.labs(), tables.charts(), tables.OUTPUTS)}
+    frames = {spec.name: scan(DEMO, spec) for spec in (tables.labs(), tables.charts(), tables.outputs())}
     columns: dict[str, Any] = {
         "subject_id": pl.Int64,
         "window_start": pl.Datetime("us"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CREATININE, SODIUM, HEART_RATE, FAHRENHEIT, DRAIN = 50912, 50983, 220045, 223761, 226588
 OTHER_DRAIN = 226589
-SPECS = (tables.labs(), tables.charts(), tables.OUTPUTS)
+SPECS = (tables.labs(), tables.charts(), tables.outputs())
 COLUMNS = ["sample", "hours_before", "variable", "value"]
 MAKERS = ((lab_events, labs, lab_variables), (vital_events, vitals, vital_variables))
 
