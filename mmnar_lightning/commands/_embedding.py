@@ -198,7 +198,8 @@ class _Embedder(LightningModule):
         readers = {name: self._encoder(name).opener() for name in self.encoders}
         opened = {name: reader for name, reader in readers.items() if reader is not None}
         kept = sum(len(s.ranges) for s in self.shards.values()) - len(every)
-        log.info("embedding %s: %d shards%s", ", ".join(missing), len(every), f", {kept} are there" if kept else "")
+        if self.trainer.is_global_zero:
+            log.info("embedding %s: %d shards%s", ", ".join(missing), len(every), f", {kept} are there" if kept else "")
         # documents lie in the store: no process opens them faster than this one
         workers = self.workers if opened else 0
         return _InOrder(_Pieces(self.records, plan, opened, self.image_folders), workers)

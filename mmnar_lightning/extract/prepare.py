@@ -234,6 +234,9 @@ def _build(
     parts = Parts(store / f".building-{_store_path(store, extractor, fingerprint).name}")
     step("cohort, prediction times, labels")
     made = extractor.extract(frames, counts)
+    if made.samples.height == 0:
+        lost = [f"{count} {table} {what}" for (table, what), count in counts.items() if count and "excluded" in what]
+        raise ExtractError(f"no sample is left: {'; '.join(lost) or 'the tables hold none'}")
     elements = {}
     for modality in made.schema.names:
         if modality not in made.elements:

@@ -64,7 +64,7 @@ def locate(root: Path, specs: Sequence[TableSpec]) -> dict[str, RawFile | None]:
     """
     problems: list[str] = []
     found: dict[str, RawFile | None] = {}
-    absent: dict[Path, list[str]] = {}
+    absent: dict[Path, dict[str, None]] = {}
     _listing(root, "the extract's folder")
     for spec in specs:
         folder = root if spec.folder is None else spec.folder.expanduser()
@@ -80,7 +80,7 @@ def locate(root: Path, specs: Sequence[TableSpec]) -> dict[str, RawFile | None]:
             elif spec.optional:
                 found[spec.name] = None
             else:
-                absent.setdefault(folder, []).append(spec.file)
+                absent.setdefault(folder, {})[spec.file] = None
         except ExtractError as error:
             problems += error.problems
     missing = [
