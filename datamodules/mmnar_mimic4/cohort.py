@@ -19,6 +19,7 @@ the patient's first whether or not it can be used, and ends where its own row sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -110,6 +111,9 @@ class CohortSettings:
     def __post_init__(self) -> None:
         if self.episodes not in get_args(Episodes):
             raise ValueError(f"episodes {self.episodes!r} is not one of {', '.join(get_args(Episodes))}")
+        for name in ("landmark_hours", "note_grace_hours", "chain_hours"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a number of hours, got {getattr(self, name)}")
         if self.landmark_hours <= 0:
             raise ValueError(f"landmark_hours must be positive, got {self.landmark_hours:g}")
         for name in ("note_grace_hours", "chain_hours"):

@@ -42,7 +42,8 @@ class MIMIC4DataModule(RecordDataModule):
         cxr: What is under `cxr_root`: ``images``, or ``embeddings`` (TFRecords).
         views: ``frontal`` films, or ``all``.
         check_films: ``decode`` reads each film once when the store is prepared; ``open`` only its header.
-        absent_films: Whether a film that is listed but not there is counted (``count``) or an ``error``.
+        absent_films: Whether a film that is listed but not there, or a damaged embedding, is counted (``count``) or an
+            ``error``.
         blanks: Whether the de-identification blanks ``___`` stay in the notes (``keep``) or not (``drop``).
         embeddings: Parquet files with vectors made elsewhere in place of notes or films, by modality
             (``radiology``, ``discharge``: by note_id; ``cxr``: by dicom_id).

@@ -198,6 +198,8 @@ class OwnEmbeddings:
     key: str
 
     def __post_init__(self) -> None:
+        if not self.path.is_file():
+            raise ExtractError(f"{self.path}: there is no such file")
         try:
             columns = dict(pl.read_parquet_schema(self.path))
         except (pl.exceptions.PolarsError, OSError):

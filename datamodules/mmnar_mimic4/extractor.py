@@ -40,6 +40,14 @@ Films = Literal["images", "embeddings"]
 Make = Callable[[], pl.DataFrame]
 Made = tuple[Modality, Make]
 COHORT_TABLES = ("patients", "deaths", "admissions", "discharges", "icustays", "icu_ends")
+CHOICES = {
+    "release": Version,
+    "cxr": Films,
+    "views": films.Views,
+    "check_films": films.Check,
+    "absent_films": films.Absent,
+    "blanks": notes.Blanks,
+}
 EVENT_TABLES = ("labevents", "chartevents", "outputevents", "inputevents", "procedureevents", "prescriptions")
 COLLECTED = ("cxr", "radiology", "discharge")
 
@@ -64,7 +72,8 @@ class MIMIC4Extractor:
         cxr: What is read there: ``images``, or ``embeddings`` (TFRecords).
         views: ``frontal`` films, or ``all``.
         check_films: ``decode`` reads each film once, so that an unreadable one is none; ``open`` reads its header.
-        absent_films: Whether a film that is listed but not there is counted (``count``) or an ``error``.
+        absent_films: Whether a film that is listed but not there, or a damaged embedding, is counted (``count``) or an
+            ``error``.
         blanks: Whether the de-identification blanks ``___`` stay in the notes (``keep``) or not (``drop``).
         embeddings: Parquet files with vectors made elsewhere, by modality (``radiology``, ``discharge``, ``cxr``).
         measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
@@ -90,7 +99,7 @@ class MIMIC4Extractor:
     cxr: Films = "images"
     views: films.Views = "frontal"
     check_films: films.Check = "decode"
-    absent_films: Literal["count", "error"] = "count"
+    absent_films: films.Absent = "count"
     blanks: notes.Blanks = "keep"
     embeddings: Mapping[str, Path] | None = None
     measurements: Form = "statistics"
@@ -106,6 +115,9 @@ class MIMIC4Extractor:
     def __post_init__(self) -> None:
         if self.cohort not in get_args(CohortName):
             raise ValueError(f"cohort {self.cohort!r} is not one of {', '.join(get_args(CohortName))}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}")
         self._settings(2019)  # refuses what is out of its range
         if not self.prospective and self.cohort != "post_discharge":
             raise ValueError("prospective: only post_discharge has a variant that is not")
@@ -139,13 +151,11 @@ class MIMIC4Extractor:
     @property
     def notice(self) -> str | None:
         """What a user of the store must know, repeated in its manifest."""
-        if self.cohort == "icu_landmark" or self.prospective:
+        why = [] if self.prospective else ["notes count by the time they are about, whenever they were written"]
+        why += ["billing codes are assigned after discharge"] if self.include_billing else []
+        if not why:
             return None
-        return (
-            "Not prospective: notes count by the time they are about, whenever they were written"
-            + (", and billing codes are assigned after discharge" if self.include_billing else "")
-            + ". No figure from this store says how a model would do at the bedside."
-        )
+        return f"Not prospective: {', and '.join(why)}. No figure from this store says how a model would do in use."
 
     def options(self) -> dict[str, Any]:
         """Everything that changes what is made, catalogues and embeddings included."""
@@ -188,7 +198,10 @@ class MIMIC4Extractor:
     @cached_property
     def _own(self) -> dict[str, OwnEmbeddings]:
         keys = {"cxr": films.FILM}
-        return {name: OwnEmbeddings(Path(path), keys.get(name, notes.NOTE)) for name, path in self._vectors.items()}
+        return {
+            name: OwnEmbeddings(Path(path).expanduser(), keys.get(name, notes.NOTE))
+            for name, path in self._vectors.items()
+        }
 
     @property
     def _vectors(self) -> Mapping[str, Path]:
@@ -278,7 +291,13 @@ class MIMIC4Extractor:
             return {"cxr": (Modality("cxr", "image"), make)}
         modality = Modality("cxr", "vector", embedding_items(release_width(self.cxr_root)))
         make = partial(
-            cxr_embeddings, source, self.cxr_root, self.views, self.absent_films, prospective=self.prospective
+            cxr_embeddings,
+            source,
+            self.cxr_root,
+            self.views,
+            absent=self.absent_films,
+            corrupt=self.absent_films,
+            prospective=self.prospective,
         )
         return {"cxr": (modality, make)}
 

@@ -246,7 +246,7 @@ def film_state(cxr_root: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
     state = hashlib.sha256()
     try:
         state.update(_listing(cxr_root, "", 0, wanted))
-        groups = sorted((cxr_root / FILES).glob("p*")) if (cxr_root / FILES).is_dir() else []
+        groups = [folder for folder in sorted((cxr_root / FILES).glob("p[0-9][0-9]")) if folder.is_dir()]
         for group in groups:
             people = sorted(folder.name for folder in group.iterdir() if folder.is_dir())
             with ThreadPoolExecutor(THREADS) as pool:
@@ -273,6 +273,11 @@ def _lines(folder: Path, place: str, depth: int, suffixes: tuple[str, ...]) -> I
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.endswith(suffixes):
-                yield f"{place}{entry.name} {entry.stat().st_size}\n".encode()
+                try:
+                    size = entry.stat().st_size
+                except OSError:
+                    # a link to nowhere: a film that is not there, which is counted later
+                    continue
+                yield f"{place}{entry.name} {size}\n".encode()
             elif depth and entry.is_dir():
                 yield from _lines(folder / entry.name, f"{place}{entry.name}/", depth - 1, suffixes)

@@ -80,22 +80,21 @@ def detect(root: Path | str, version: Version = "auto") -> Release:
 
     Args:
         root: Its folder, with ``hosp`` and ``icu``.
-        version: ``auto`` decides by what is in the files; ``2.2`` or ``3.1`` is believed, where the layout and the
-            core of ``d_labitems`` don't contradict it.
+        version: ``auto`` tells 2.2 and 3.1 apart by what is in the files; ``2.2`` or ``3.1`` is believed. Neither
+            lets in what is refused.
 
     Raises:
         ValueError: If the version is none of these.
         ExtractError: If a table that tells is missing or unreadable, or the extract is a release that is refused.
     """
     if version not in get_args(Version):
-        raise ValueError(f"version {version!r} is not one of {', '.join(get_args(Version))}")
+        raise ValueError(f"release {version!r} is not one of {', '.join(get_args(Version))}")
     root = Path(root).expanduser()
     _refuse_layout(root)
-    if version == "auto":
-        _refuse_before_2_2(root)
-        if _path_names(root, "3.0"):
-            raise ExtractError(f"{root}: {_THREE_ZERO}")
-    _refuse_labs(root, version)
+    _refuse_before_2_2(root)
+    if _path_names(root, "3.0"):
+        raise ExtractError(f"{root}: {_THREE_ZERO}")
+    _refuse_labs(root)
     if version == "auto":
         version = "3.1" if _is_third(root) else "2.2"
     return Release(version, LAST_YEARS[version])
@@ -133,7 +132,7 @@ def _refuse_before_2_2(root: Path) -> None:
     absent = ["column admit_provider_id", *(s.file for s in (_PROVIDER, _CAREGIVER) if found[s.name] is None)]
     raise ExtractError(
         f"{raw.relative}: without {', '.join(absent)} this looks like MIMIC-IV 2.0 or 2.1, which hold out other "
-        f"subjects and can't be read; {USE}, or say which of them it is with `release`"
+        f"subjects and can't be read; {USE}"
     )
 
 
@@ -149,7 +148,7 @@ def _path_names(root: Path, version: str) -> bool:
     return re.search(rf"mimic-?iv[/-]v?{re.escape(version)}(/|$)", names) is not None
 
 
-def _refuse_labs(root: Path, version: str) -> None:
+def _refuse_labs(root: Path) -> None:
     """Refuse an extract in which itemids stand for other laboratory tests.
 
     Raises:
@@ -159,7 +158,7 @@ def _refuse_labs(root: Path, version: str) -> None:
     labels = {item: label.strip().casefold() for item, label in rows.drop_nulls().iter_rows()}
     file = "hosp/d_labitems"
     moved = sorted(i for i, label in MOVED_IN_3_0.items() if labels.get(i, label.casefold()) != label.casefold())
-    if moved and version == "auto":
+    if moved:
         items = " and ".join(map(str, moved))
         raise ExtractError(f"{file}: by its label of itemid {items} this {_THREE_ZERO}")
     wrong = sorted(i for i, label in ALWAYS.items() if labels.get(i, label.casefold()) != label.casefold())

@@ -173,7 +173,7 @@ class FilmReader:
         what = f"modality {self.modality!r}: {len(broken)} of {opened} films of a batch can't be read, {where}: "
         what += ", ".join(listed) + more
         if self.unreadable == "error":
-            raise UnreadableError(f"{what}; prepare the store again, or leave them out with `unreadable: count`")
+            raise UnreadableError(f"{what}; restore the files, or leave them out with `unreadable: count`")
         if len(broken) == opened >= SUSPICIOUS:
             raise UnreadableError(f"{what}; are the files still where the store says?")
         _warn_once(self.modality, what)

@@ -137,7 +137,7 @@ class FeatureReader(IndexReader):
         if lost and self.unreadable != "count":
             raise UnreadableError(
                 f"modality {self.modality!r}: {lost} of {len(kept)} elements of a batch could not be read when their "
-                "features were computed; prepare the store again, or leave them out with `unreadable: count`"
+                "features were computed; restore the files, or leave them out with `unreadable: count`"
             )
         kept, count = kept[count > 0], count[count > 0]
         which = torch.from_numpy(kept).to(device)

@@ -9,6 +9,7 @@ import polars as pl
 from rich.table import Table
 
 SMALL = 10
+ABSENT = "optional table is absent"
 PATTERNS = 8
 
 
@@ -33,7 +34,7 @@ def closing_table(title: str, counts: Iterable[Iterable[Any]], samples: pl.DataF
         if (name, what) == ("samples", "kept") or name.startswith("label/"):
             # stands below, with its share
             continue
-        table.add_row("" if name == last else str(name), str(what), f"{count:,}", "")
+        table.add_row("" if name == last else str(name), str(what), "" if what == ABSENT else _cell(count), "")
         last = name
     n = samples.height
     table.add_section()

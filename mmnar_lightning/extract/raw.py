@@ -7,11 +7,13 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +21,8 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from mmnar_lightning.extract.tables import ExtractError, TableSpec
+
+log = logging.getLogger(__name__)
 
 # in order of preference where several exist
 SUFFIXES = (".parquet", ".csv.gz", ".csv")
@@ -116,15 +120,22 @@ def _find(root: Path, file: str) -> Path | None:
             return None
         folder = inside[0]
     files = _listing(folder, "folder of the extract")
+    found: list[Path] = []
     for suffix in SUFFIXES:
         matches = [p for p in files if p.name.lower() == f"{stem}{suffix}".lower()]
         if len(matches) > 1:
             raise ExtractError(
                 f"{folder}: {' and '.join(p.name for p in matches)} differ only in case; keep one of them"
             )
-        if matches:
-            return matches[0]
-    return None
+        found += matches
+    if len(found) > 1:
+        _warn_once(f"{folder}: {' and '.join(p.name for p in found)} are one table; the first is read")
+    return found[0] if found else None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def column_of(raw: RawFile, name: str) -> int | None:

@@ -180,7 +180,8 @@ class RecordDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return which samples were trained on, and how far this epoch got, for the checkpoint."""
         place = None if self._train_loader is None else self._train_loader.state_dict()
-        trained_on = {"store": self.records.fingerprint, "dataset": self.records.manifest["dataset"]}
+        manifest = self.records.manifest
+        trained_on = {"store": self.records.fingerprint, "dataset": manifest["dataset"], "cohort": manifest["cohort"]}
         return {**trained_on, "splits": _described(self.splits), "place": place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,8 +205,17 @@ class RecordDataModule(LightningDataModule):
                 "this checkpoint was trained with other split settings on the same source, so its training patients "
                 f"could be tested on; use data.init_args.splits {state_dict['splits']}"
             )
-        if other and not (related and self.splits.by == "patient"):
-            log.warning("this checkpoint was trained on another store; its patients may be among those of this one")
+        here, safe = self.records.manifest, related and self.splits.by == "patient"
+        if other and not (safe and state_dict.get("cohort", here["cohort"]) == here["cohort"]):
+            trained = f"{state_dict.get('dataset', 'another source')} {state_dict.get('cohort', '')}".strip()
+            log.warning(
+                "this checkpoint was trained on another store (%s) than that it meets here (%s %s): tasks and "
+                "modalities are matched by name, whatever the prediction time%s",
+                trained,
+                here["dataset"],
+                here["cohort"],
+                "" if safe else "; its patients may be among those of this one",
+            )
         # Lightning keeps a loader's state, too, but loses it where the optimiser asks how many steps there will be
         self._place = state_dict["place"] if fitting else None
 

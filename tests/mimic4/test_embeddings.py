@@ -226,6 +226,6 @@ def test_bad_vectors(columns: dict[str, list[Any]], says: str, tmp_path: Path) -
 
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "own.parquet").write_text("note_id,x\n")
-    for name in ("own.parquet", "none.parquet"):
-        with pytest.raises(ExtractError, match="is no readable Parquet file"):
+    for name, told in (("own.parquet", "is no readable Parquet file"), ("none.parquet", "there is no such file")):
+        with pytest.raises(ExtractError, match=told):
             embeddings.OwnEmbeddings(tmp_path / name, "note_id")

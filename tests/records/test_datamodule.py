@@ -242,7 +242,12 @@ def test_a_checkpoint_keeps_who_was_trained_on(
         make_datamodule(tmp_path, seed=1).load_state_dict(other)
         assert "trained on another store" not in caplog.text
         make_datamodule(tmp_path, seed=1).load_state_dict({**other, "dataset": "elsewhere"})
+        assert "may be among those of this one" in caplog.text
+        caplog.clear()
+        make_datamodule(tmp_path, seed=1).load_state_dict({**other, "cohort": "discharged"})
     assert "trained on another store" in caplog.text
+    assert "discharged" in caplog.text
+    assert "may be among" not in caplog.text
 
 
 def test_what_is_fitted_is_kept_and_read_again(
