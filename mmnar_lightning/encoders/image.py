@@ -64,7 +64,8 @@ class ImageEncoder(FeatureEncoder):
         crop_pct: Share of a film's side that the backbone sees, cut from the centre; None takes that of the weights,
             mostly 0.875 to 0.95. 1 loses no edge.
         crop_mode: ``center`` cuts the longer side to a square, ``squash`` makes it one, out of proportion,
-            ``border`` puts borders beside the shorter; whole films only with `crop_pct` 1; None takes that of the weights.
+            ``border`` puts borders beside the shorter; whole films only with `crop_pct` 1. None takes that of the
+            weights.
         train: ``frozen`` (evaluation mode, no gradient), ``last_n`` layers, or ``full``.
         last_layers: n of ``last_n``, blocks as timm groups them.
         layer_decay: λ: a layer learns at λ^(layers after it) of the learning rate, see `parameter_groups`; None is 1.

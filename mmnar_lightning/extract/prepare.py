@@ -132,10 +132,15 @@ def _specs(extractor: Extractor) -> list[TableSpec]:
 
 def _sources(raws: Mapping[str, RawFile | None], ledger: Ledger) -> dict[str, dict[str, Any]]:
     """Path, size and hash of every raw file, by table."""
+    found = {name: raw for name, raw in raws.items() if raw is not None}
+    size = {raw.path: raw.path.stat().st_size for raw in found.values()}
+    # two at a time, the largest first; hashing releases Python's lock
+    paths = sorted(size, key=lambda path: (-size[path], path))
+    with ThreadPoolExecutor(2) as pool:
+        sha256 = dict(zip(paths, pool.map(ledger.sha256, paths), strict=True))
     return {
-        name: {"file": raw.relative, "bytes": raw.path.stat().st_size, "sha256": ledger.sha256(raw.path)}
-        for name, raw in raws.items()
-        if raw is not None
+        name: {"file": raw.relative, "bytes": size[raw.path], "sha256": sha256[raw.path]}
+        for name, raw in found.items()
     }
 
 
