@@ -67,9 +67,17 @@ docs: $(STAMP) ## Build the documentation into site/; any warning fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "==> open site/index.html"
 
-bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER adds those on an eICU extract
+bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER and MIMIC=FOLDERS add those on extracts
 	@echo "==> benchmarks/loading.py"
 	@$(BIN)/python benchmarks/loading.py
+	@echo "==> benchmarks/images.py"
+	@$(BIN)/python benchmarks/images.py
+	@echo "==> benchmarks/embed.py"
+	@$(BIN)/python benchmarks/embed.py
+ifdef MIMIC
+	@echo "==> benchmarks/prepare_mimic4.py"
+	@$(BIN)/python benchmarks/prepare_mimic4.py --root $(MIMIC)
+endif
 ifdef EICU
 	@echo "==> benchmarks/prepare_eicu.py"
 	@$(BIN)/python benchmarks/prepare_eicu.py --root $(EICU)
