@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -217,7 +217,7 @@ class OwnEmbeddings:
                 f"there {'is' if len(others) == 1 else 'are'} {', '.join(others) or 'none'}"
             )
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the file; takes a second for each gigabyte or two."""
         with self.path.open("rb") as file:

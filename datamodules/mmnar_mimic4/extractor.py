@@ -226,6 +226,7 @@ class MIMIC4Extractor:
         frames = {name: tables[name].collect() for name in COHORT_TABLES}
         last = last_year(self.release, frames["admissions"], frames["patients"])
         cohort = build_cohort(frames, self.cohort, self._settings(last), log)
+        cohort = self._with_ed_visits(cohort, tables["transfers"])
         cohort = self._with_care_limits(cohort, tables, log)
         source = Source(tables, cohort.samples, log)
         self._count_strangers(tables, frames["patients"], log)
@@ -311,6 +312,16 @@ class MIMIC4Extractor:
         for name in EVENT_TABLES:
             strangers = tables[name].select((~pl.col(SUBJECT).is_in(known)).sum()).collect(engine="streaming").item()
             log.add(name, "rows of subjects that are not in patients, not used", strangers)
+
+    @staticmethod
+    def _with_ed_visits(cohort: Cohort, transfers: pl.LazyFrame) -> Cohort:
+        """Count visits of the emergency department without an admission, too: films were collected of both."""
+        visits = transfers.filter(pl.col("eventtype").str.strip_chars().str.to_uppercase() == "ED")
+        first = visits.group_by(SUBJECT).agg(_visit=pl.col("intime").min()).collect(engine="streaming")
+        samples = cohort.samples.join(first, on=SUBJECT, how="left", validate="m:1", maintain_order="left")
+        visited = (pl.col("_visit") <= pl.col("prediction_time")).fill_null(False)
+        samples = samples.with_columns(ed_by_then=pl.col("ed_by_then") | visited).drop("_visit")
+        return Cohort(samples, cohort.admissions)
 
     def _with_care_limits(self, cohort: Cohort, tables: Mapping[str, pl.LazyFrame], log: Counts) -> Cohort:
         limits = care_limits(Source(tables, cohort.samples, log))

@@ -139,8 +139,7 @@ def _sources(raws: Mapping[str, RawFile | None], ledger: Ledger) -> dict[str, di
     with ThreadPoolExecutor(2) as pool:
         sha256 = dict(zip(paths, pool.map(ledger.sha256, paths), strict=True))
     return {
-        name: {"file": raw.relative, "bytes": size[raw.path], "sha256": sha256[raw.path]}
-        for name, raw in found.items()
+        name: {"file": raw.relative, "bytes": size[raw.path], "sha256": sha256[raw.path]} for name, raw in found.items()
     }
 
 

@@ -376,7 +376,7 @@ def test_the_error_of_a_worker_is_one_line(store: RecordStore, broken: Path, wor
     loader = RecordLoader(dataset(store, broken), EpochBatches(8, 4, shuffle=False), workers)
     expected = (
         r"^modality 'cxr': 2 of 4 films of a batch can't be read, rows of modality/cxr.arrow: 1 \(no image\), "
-        r"3 \(no such file\); prepare the store again, or leave them out with `unreadable: count`$"
+        r"3 \(no such file\); restore the files, or leave them out with `unreadable: count`$"
     )
     with pytest.raises(UnreadableError, match=expected) as error:
         list(loader)

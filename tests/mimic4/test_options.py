@@ -10,7 +10,9 @@ import pytest
 
 from mmnar_lightning.extract import Counts, ExtractError
 from mmnar_mimic4 import MIMIC4Extractor
+from mmnar_mimic4.cohort import CohortSettings, build_cohort
 from mmnar_mimic4.films import film_state
+from mmnar_mimic4.years import collection
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,13 @@ def test_a_link_to_nowhere_is_a_film_that_is_not_there(tmp_path: Path) -> None:
     assert film_state(tmp_path) == alone
     (folder / "c.jpg").write_bytes(b"film")
     assert film_state(tmp_path) != alone
+
+
+def test_a_visit_of_the_emergency_department_without_an_admission_counts_for_films(raw: Any, at: Any) -> None:
+    raw.patient().admission(20_000_001, at(0), at(5))
+    cohort = build_cohort(raw.cohort_frames(), "post_discharge", CohortSettings(), Counts())
+    subject = cohort.samples["subject_id"].item()
+    for visit, expected in ((at(-30), "not_ordered"), (at(30), "not_collected")):
+        transfers = pl.LazyFrame({"subject_id": [subject], "eventtype": ["ED"], "intime": [visit]})
+        samples = MIMIC4Extractor._with_ed_visits(cohort, transfers).samples
+        assert samples.select(collection("cxr")).item() == expected
