@@ -9,14 +9,9 @@ batch to its last, loading and optimiser included, validation not.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 import time
 import warnings
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ import polars as pl
 import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from measuring import RESULTS, machine, save
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -173,30 +169,17 @@ def measure(folder: Path, n: int, epochs: int, accelerator: str) -> dict[str, di
     return found
 
 
-def machine() -> dict[str, Any]:
-    cpu = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "system": platform.system(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "embed.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "embed.json")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), arguments.samples, arguments.epochs, arguments.accelerator)
-    packages = ("mmnar-lightning", "torch", "lightning", "transformers", "timm")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     result = {
         "what": f"seconds of a training epoch at batch {BATCH}, a frozen backbone's modality observed in half of the "
         f"samples; best of {arguments.epochs} epochs, of 5 times as many from features",
@@ -205,14 +188,8 @@ def main() -> None:
         "films": {"model": RESNET, "side": SIDE, "films_a_sample": 1},
         "epochs": found,
         "target_times_faster": TARGET,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "machine": machine(),
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    save(arguments.out, result, ("torch", "lightning", "transformers", "timm"), machine(gpu=gpu))
 
 
 if __name__ == "__main__":

@@ -7,20 +7,15 @@ time. The ways are timed in turn, several rounds, and the best round of each is 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import RESULTS, least_seconds, machine, peak_rss_gib, save
 from PIL import Image
 from torch import Tensor, nn
 
@@ -89,21 +84,10 @@ def loading(folder: Path, n: int, repeat: int) -> dict[str, dict[str, float]]:
             "reader": lambda e=elements: reader(e),  # type: ignore[misc]
             "bare": lambda p=paths: torch.from_numpy(np.stack([bare(path, 3) for path in p])),  # type: ignore[misc]
         }
-        seconds = best_of(ways, repeat)
+        seconds = least_seconds(ways, repeat, time.process_time)
         found[kind] = {name: len(paths) / s for name, s in seconds.items()}
         found[kind]["ratio"] = seconds["bare"] / seconds["reader"]
     return found
-
-
-def best_of(ways: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Processor seconds of each way's best round; the ways take turns."""
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(repeat):
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            best[name] = min(best[name], time.process_time() - start)
-    return best
 
 
 def packing(repeat: int) -> dict[str, float]:
@@ -137,27 +121,14 @@ def packing(repeat: int) -> dict[str, float]:
     }
     for way in ways.values():
         way()
-    return best_of(ways, repeat)
-
-
-def machine() -> dict[str, Any]:
-    cpu = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "system": platform.system(),
-        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-    }
+    return least_seconds(ways, repeat, time.process_time)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--films", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "images.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "images.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,14 +146,8 @@ def main() -> None:
         "70_percent_target": PACKED_TARGET,
         "packing_over_dense": round(whole / steps["dense_without_packing"], 3),
         "packing_target": PACKING_TARGET,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("mmnar-lightning", "torch", "timm", "pillow", "numpy")},
-        "machine": machine(),
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1, ensure_ascii=False))
+    save(arguments.out, result, ("torch", "timm", "pillow", "numpy"), machine(peak_rss_gib=peak_rss_gib()))
 
 
 if __name__ == "__main__":

@@ -7,23 +7,20 @@ turn, several rounds, and the best round of each is kept, since other work on th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from measuring import RESULTS, least_seconds, machine, peak_rss_gib, save
 
 from mmnar_lightning.records import (
     EpochBatches,
@@ -61,14 +58,12 @@ def write_samples(folder: Path, n: int) -> Path:
 
 def rounds(ways: dict[str, Callable[[], Iterator[Any]]], n: int, repeat: int) -> dict[str, float]:
     """Best samples/s of each way of going once over n samples."""
-    best = dict.fromkeys(ways, 0.0)
-    for _ in range(repeat):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            for _batch in way():
-                pass
-            best[name] = max(best[name], n / (time.perf_counter() - start))
-    return best
+
+    def exhaust(way: Callable[[], Iterator[Any]]) -> None:
+        deque(way(), maxlen=0)
+
+    seconds = least_seconds({name: partial(exhaust, way) for name, way in ways.items()}, repeat)
+    return {name: n / taken for name, taken in seconds.items()}
 
 
 def measure(folder: Path, n: int, repeat: int) -> dict[str, float]:
@@ -129,26 +124,11 @@ def anonymous() -> int:
     raise OSError("/proc/self/status has no RssAnon")
 
 
-def machine() -> dict[str, Any]:
-    cpu = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "system": platform.system(),
-        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--repeat", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loading.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "loading.json")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of is not None:
@@ -158,7 +138,6 @@ def main() -> None:
         speed = measure(Path(folder), arguments.samples, arguments.repeat)
         grown = memory_by_size(Path(folder), [arguments.samples // 4, arguments.samples // 2, arguments.samples])
     bare = max(speed["index_select_one_thread"], speed["index_select_all_threads"])
-    packages = ("mmnar-lightning", "torch", "numpy", "pyarrow", "polars")
     result = {
         "what": f"samples/s at batch {BATCH}, {FLOATS} float32 a sample; best of {arguments.repeat} rounds",
         "samples": arguments.samples,
@@ -166,14 +145,8 @@ def main() -> None:
         "record_loader_over_the_faster_index_select": round(speed["record_loader"] / bare, 3),
         "target": TARGET,
         "anonymous_mib_added_by_an_epoch": {n: round(value, 1) for n, value in grown.items()},
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "machine": machine(),
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    save(arguments.out, result, ("torch", "numpy", "pyarrow", "polars"), machine(peak_rss_gib=peak_rss_gib()))
 
 
 if __name__ == "__main__":

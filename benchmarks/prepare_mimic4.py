@@ -18,55 +18,21 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import math
 import os
-import platform
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
+from measuring import RESULTS, Taken, best, decompress, load_1min, machine, prepare_by_turns, save, watched
 
 from mmnar_lightning.extract.raw import RawFile, locate
 from mmnar_mimic4.cohort import CohortName
 from mmnar_mimic4.extractor import MIMIC4Extractor
 
 COHORTS: tuple[CohortName, ...] = ("post_discharge", "icu_landmark")
-# Needs nothing but Python: it also runs where pandas is.
-WATCH = """
-import json, sys, threading, time
-from pathlib import Path
-status, peak, running = Path("/proc/self/status"), 0, True
-def watch():
-    global peak
-    while running:
-        lines = status.read_text().split()
-        peak = max(peak, int(lines[lines.index("RssAnon:") + 1]))
-        time.sleep(0.01)
-thread = threading.Thread(target=watch, daemon=True)
-thread.start()
-started = time.perf_counter()
-def report(**more):
-    global running
-    wall, cpu, running = time.perf_counter() - started, time.process_time(), False
-    thread.join()
-    Path(sys.argv[1]).write_text(json.dumps({"wall": wall, "cpu": cpu, "peak_anon_mib": peak / 1024, **more}))
-"""
-PREPARE = """
-from mmnar_lightning.__main__ import main
-done = main(["prepare", "--config", sys.argv[2]])
-report()
-sys.exit(done)
-"""
 OURS = """
 import tempfile
 import polars as pl
@@ -128,49 +94,11 @@ def raw_files(root: Path) -> list[Path]:
     return sorted({raw.path for raw in found.values() if raw is not None})
 
 
-def decompress(program: str, files: Sequence[Path]) -> dict[str, float]:
-    """What a program takes to decompress files, in one process."""
-    before, start = os.times(), time.perf_counter()
-    subprocess.run([program, "-dc", *files], check=True, stdout=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - start, os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall": wall, "cpu": cpu}
-
-
-def watched(script: str, argument: Path, python: str = sys.executable) -> dict[str, Any]:
-    """What a script takes in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        mark = Path(folder) / "mark.json"
-        command: list[str | Path] = [python, "-c", WATCH + script, mark, argument]
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
-        wall = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(done.stderr.strip() or f"a measured process ended with {done.returncode}")
-        # the wall's time is the whole process's, with the start of Python
-        return {**json.loads(mark.read_text()), "wall": wall}
-
-
-def prepare(root: Path, stores: Path, cohort: str) -> dict[str, Any]:
-    """What one `mmnar prepare` takes."""
-    config = stores.parent / "config.yaml"
-    data = {"root": str(root.resolve()), "store": str(stores), "cohort": cohort}
-    config.write_text(yaml.safe_dump({"data": {"class_path": "MIMIC4DataModule", "init_args": data}}))
-    return watched(PREPARE, config)
-
-
-def one_round(root: Path, pandas_python: str | None) -> dict[str, dict[str, Any]]:
+def one_round(root: Path, pandas_python: str | None) -> dict[str, Taken]:
     """What each thing takes, once."""
     files = raw_files(root)
     found = {program: decompress(program, files) for program in ("gzip", "igzip") if shutil.which(program)}
-    first, second = COHORTS
-    with tempfile.TemporaryDirectory() as folder:
-        stores = Path(folder) / "stores"
-        found[first] = prepare(root, stores, first)
-        found[f"{second}_after_{first}"] = prepare(root, stores, second)
-        found["nothing_to_do"] = prepare(root, stores, second)
-    with tempfile.TemporaryDirectory() as folder:
-        found[second] = prepare(root, Path(folder) / "stores", second)
+    found |= prepare_by_turns("MIMIC4DataModule", root, COHORTS)
     found["labs_task"] = watched(OURS, root)
     if pandas_python is not None:
         found["labs_task_pandas"] = watched(PANDAS, root, pandas_python)
@@ -180,18 +108,7 @@ def one_round(root: Path, pandas_python: str | None) -> dict[str, dict[str, Any]
     return found
 
 
-def best(every: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The least seconds and the highest peak of several rounds."""
-    found: dict[str, dict[str, Any]] = {}
-    for what, last in every[-1].items():
-        kept = {key: round(min(one[what][key] for one in every), 3) for key in ("wall", "cpu")}
-        if "peak_anon_mib" in last:
-            kept["peak_anon_mib"] = round(max(one[what]["peak_anon_mib"] for one in every))
-        found[what] = last | kept
-    return found
-
-
-def ratios(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+def ratios(found: dict[str, Taken]) -> dict[str, float]:
     """The ratios that have a target, with what a process costs before it does anything and without."""
     first, second = COHORTS
     start = found["nothing_to_do"]
@@ -230,33 +147,19 @@ def exponents(by_root: Sequence[dict[str, Any]]) -> dict[str, float]:
     return made
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "polars_threads": os.environ.get("POLARS_MAX_THREADS", "default"),
-        "system": platform.system(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", type=Path, nargs="+", required=True, help="extracts, of the same patients multiplied")
     parser.add_argument("--source", type=Path, help="the extract they were made of, for tables that they lack")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pandas-python", help="a Python that has pandas; without it there is no comparison")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "prepare_mimic4.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "prepare_mimic4.json")
     arguments = parser.parse_args()
-    load = machine()
+    load = machine(polars_threads=os.environ.get("POLARS_MAX_THREADS", "default"))
     for root in arguments.root:
         complete(root, arguments.source)
     # by turns, so that what else the machine does falls on all alike
-    every: dict[Path, list[dict[str, dict[str, Any]]]] = {root: [] for root in arguments.root}
+    every: dict[Path, list[dict[str, Taken]]] = {root: [] for root in arguments.root}
     for _ in range(arguments.rounds):
         for root in arguments.root:
             every[root].append(one_round(root, arguments.pandas_python))
@@ -267,19 +170,12 @@ def main() -> None:
         by_root.append(
             {"extract": root.name, "compressed_mib": round(size, 1), "found": found, "ratios": ratios(found)}
         )
-    packages = ("mmnar-lightning", "polars", "pyarrow", "torch")
     result = {
         "what": f"mmnar prepare of MIMIC-IV beside gzip -dc of its files; best of {arguments.rounds} rounds",
         "extracts": by_root,
         "growth_exponents": exponents(by_root),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "machine": load | {"load_1min_after": round(os.getloadavg()[0], 2)},
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    save(arguments.out, result, ("polars", "pyarrow", "torch"), load | {"load_1min_after": load_1min()})
 
 
 if __name__ == "__main__":

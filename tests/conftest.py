@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -169,6 +171,61 @@ class StoreDataModule(RecordDataModule):
 
     def prepare_store(self) -> Path:
         return self.path
+
+
+@pytest.fixture(scope="session")
+def open_data() -> Callable[[str], Path]:
+    """`open_data("eicu-demo")` is a folder of open data; skips where it is absent."""
+    shared = os.environ.get("MMNAR_SHARED_DATA")
+    parent = Path(shared) if shared else Path(__file__).parents[2] / "shared" / "data"
+
+    def folder(name: str) -> Path:
+        if not (parent / name).is_dir():
+            pytest.skip(f"NOT TESTED: {parent / name} is absent; set MMNAR_SHARED_DATA to its parent folder")
+        return parent / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[Path], ModuleType]:
+    """`load_module(path)` imports a file that stands beside tests: they are no package."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def run_two_ranks() -> Callable[..., None]:
+    """`run_two_ranks(script, *arguments)` runs `script RANK *arguments` as ranks 0 and 1; both must end well."""
+
+    def run(script: Path, *arguments: str | Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), *map(str, arguments)],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            errors = [process.communicate(timeout=120)[1] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+
+    return run
 
 
 @pytest.fixture(scope="session")

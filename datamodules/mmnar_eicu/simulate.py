@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import logging
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmnar_eicu.simulated import entries, measurements
 from mmnar_eicu.simulated.aftermath import Aftermath
@@ -21,14 +15,9 @@ from mmnar_eicu.simulated.columns import COLUMNS
 from mmnar_eicu.simulated.course import Course
 from mmnar_eicu.simulated.patients import Registry, hospitals
 from mmnar_eicu.simulated.population import PERSONS, population
-from mmnar_lightning.simulation import MechanismKind
-
-logger = logging.getLogger(__name__)
+from mmnar_lightning.simulation import ExtractWriter, MechanismKind, write_extract
 
 VERSION = "1"  # raise it with every change that changes a byte of an extract
-MARKER = "simulation.json"
-TRUTH = "truth"
-_COMPRESSION = 4  # zlib's level 6 takes twice as long for a twentieth less
 _ABOUT = (
     "Simulated records in the layout of eICU-CRD 2.0: no real patient is in them, and no clinical conclusion can be "
     "drawn from them. truth/ holds what no real extract tells (latent health, availability, outcome probabilities)."
@@ -72,73 +61,21 @@ def simulate(
         "mechanism": mechanism,
         "strength": float(strength),
     }
-    folder = folder.absolute()
-    if _complete(folder, settings):
-        logger.info("%s already holds this extract", folder)
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if _complete(folder, settings):  # written by another process while this one waited
-            return
-        partial = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        try:
-            rows = _write(partial, settings, progress)
-            marker = settings | {"about": _ABOUT, "rows": rows}
-            (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-            partial.replace(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    write_extract(folder, settings, _ABOUT, COLUMNS, partial(_write, settings), progress)
 
 
-def _complete(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds the extract of these settings already.
-
-    Raises:
-        FileExistsError: If it holds anything else.
-    """
-    if folder.is_dir():
-        if not any(folder.iterdir()):
-            return False
-    elif not folder.exists():
-        return False
-    marker = folder / MARKER
-    if not marker.is_file():
-        raise FileExistsError(f"{folder} exists, isn't empty and holds no simulated extract; choose another folder")
-    found = json.loads(marker.read_text(encoding="utf-8"))
-    other = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in settings.items() if found.get(key) != value]
-    if other:
-        raise FileExistsError(f"{folder} holds another simulated extract ({'; '.join(other)}); choose another folder")
-    return True
-
-
-def _write(folder: Path, settings: dict[str, Any], progress: bool) -> dict[str, int]:
-    """Write all tables, a chunk at a time, and return how many rows each has."""
+def _write(settings: dict[str, Any], extract: ExtractWriter) -> None:
+    """Write all tables, a chunk at a time."""
     patients, seed = settings["patients"], settings["seed"]
     model = population(seed, settings["mechanism"], settings["strength"])
-    (folder / TRUTH).mkdir(parents=True)
-    rows = dict.fromkeys(COLUMNS, 0)
-    shown = Progress(
-        TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TextColumn("patients"), TimeRemainingColumn(),
-        disable=not progress,
-    )  # fmt: skip
-    with ExitStack() as open_files, shown:
-        bar = shown.add_task("simulating", total=patients)
-        files = {name: open_files.enter_context(_table_file(folder, name)) for name in COLUMNS}
-        for number in range(-(-patients // PERSONS)):
-            course = Course(model, number)
-            registry = Registry(course)
-            truth = registry.truth().filter(pl.Series(course.person < patients))
-            truth.write_parquet(folder / TRUTH / f"stays-{number:06d}.parquet")
-            for name, frame in _tables(course, registry):
-                kept = course.cut(frame, patients)
-                files[name].write(kept.write_csv(include_header=False).encode())
-                rows[name] += len(kept)
-            shown.update(bar, completed=min(patients, (number + 1) * PERSONS))
-        frame = hospitals(seed)
-        files["hospital"].write(frame.write_csv(include_header=False).encode())
-        rows["hospital"] = len(frame)
-    return rows
+    for number in range(-(-patients // PERSONS)):
+        course = Course(model, number)
+        registry = Registry(course)
+        extract.append_truth(f"stays-{number:06d}", registry.truth().filter(pl.Series(course.person < patients)))
+        for name, frame in _tables(course, registry):
+            extract.append(name, course.cut(frame, patients))
+        extract.advance(min(patients, (number + 1) * PERSONS))
+    extract.append("hospital", hospitals(seed))
 
 
 def _tables(course: Course, registry: Registry) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -160,22 +97,3 @@ def _tables(course: Course, registry: Registry) -> Iterator[tuple[str, pl.DataFr
     yield "physicalExam", entries.physical_exam(course)
     yield "carePlanGeneral", entries.care_plan(course)
     yield from Aftermath(course).tables().items()
-
-
-def _table_file(folder: Path, name: str) -> _Gzip:
-    """Open a raw table and write its header. No time and no name stand in the gzip header: same rows, same bytes."""
-    file = _Gzip(folder / f"{name}.csv.gz")
-    file.write((",".join(COLUMNS[name]) + "\n").encode())
-    return file
-
-
-class _Gzip(gzip.GzipFile):
-    """A gzip file without a time stamp that closes the file under it, too."""
-
-    def __init__(self, path: Path) -> None:
-        self._raw = path.open("wb")
-        super().__init__(filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=self._raw, mtime=0)
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import logging
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
-from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmnar_lightning.simulation import CausalModel, Floats, MechanismKind
+from mmnar_lightning.simulation import CausalModel, ExtractWriter, Floats, MechanismKind, write_extract
 from mmnar_mimic4.simulated import billing, documents, measurements, treatments
 from mmnar_mimic4.simulated.columns import COLUMNS
 from mmnar_mimic4.simulated.course import MOST, Course
@@ -26,14 +20,9 @@ from mmnar_mimic4.simulated.population import PERSONS, population
 from mmnar_mimic4.simulated.truth import truth
 from mmnar_mimic4.tfrecords import example, write_tfrecord
 
-logger = logging.getLogger(__name__)
-
 VERSION = "1"  # raise it with every change that changes a byte of an extract
-MARKER = "simulation.json"
-TRUTH = "truth"
 ReleaseName = Literal["2.2", "3.1"]
 FilmForm = Literal["jpg", "embeddings", "none"]
-_COMPRESSION = 4  # zlib's level 6 takes twice as long for a twentieth less
 _ABOUT = (
     "Simulated records in the layout of MIMIC-IV, MIMIC-IV-Note and MIMIC-CXR-JPG: no real patient is in them, and no "
     "clinical conclusion can be drawn from them. truth/ holds what no real extract tells (latent health, availability, "
@@ -77,31 +66,18 @@ def simulate(
     _refuse(patients, release, films, film_size)
     population(seed, mechanism, strength)  # refuses bad arguments before anything is touched
     settings: dict[str, Any] = {
-        **{"simulator": "mimic4", "version": VERSION},
-        **{"patients": patients, "seed": seed},
+        "simulator": "mimic4",
+        "version": VERSION,
+        "patients": patients,
+        "seed": seed,
         "mechanism": mechanism,
         "strength": float(strength),
         "release": release,
         "films": films,
         "film_size": film_size,
     }
-    folder = folder.absolute()
-    if _complete(folder, settings):
-        logger.info("%s already holds this extract", folder)
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if _complete(folder, settings):  # written by another process while this one waited
-            return
-        partial = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        try:
-            rows = _write(partial, settings, progress)
-            marker = settings | {"about": _ABOUT, "rows": rows}
-            (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-            partial.replace(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    tables = {name: columns for name, columns in COLUMNS.items() if films != "none" or not name.startswith("cxr/")}
+    write_extract(folder, settings, _ABOUT, tables, partial(_write, settings), progress)
 
 
 def _refuse(patients: int, release: str, films: str, film_size: int) -> None:
@@ -119,74 +95,33 @@ def _refuse(patients: int, release: str, films: str, film_size: int) -> None:
         raise ValueError(f"film_size is {film_size}; it must be at least {SMALLEST} and at most {LARGEST}")
 
 
-def _complete(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds the extract of these settings already.
-
-    Raises:
-        FileExistsError: If it holds anything else.
-    """
-    if folder.is_dir():
-        if not any(folder.iterdir()):
-            return False
-    elif not folder.exists():
-        return False
-    marker = folder / MARKER
-    if not marker.is_file():
-        raise FileExistsError(f"{folder} exists, isn't empty and holds no simulated extract; choose another folder")
-    found = json.loads(marker.read_text(encoding="utf-8"))
-    other = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in settings.items() if found.get(key) != value]
-    if other:
-        raise FileExistsError(f"{folder} holds another simulated extract ({'; '.join(other)}); choose another folder")
-    return True
-
-
-def _write(folder: Path, settings: dict[str, Any], progress: bool) -> dict[str, int]:
-    """Write all tables, a chunk at a time, and return how many rows each has."""
+def _write(settings: dict[str, Any], extract: ExtractWriter) -> None:
+    """Write all tables, a chunk at a time."""
     patients = settings["patients"]
     model = population(settings["seed"], settings["mechanism"], settings["strength"])
-    names = [name for name in COLUMNS if settings["films"] != "none" or not name.startswith("cxr/")]
-    for room in {TRUTH, *(name.split("/")[0] for name in names)}:
-        (folder / room).mkdir(parents=True)
-    rows = dict.fromkeys(names, 0)
-    shown = Progress(
-        TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TextColumn("patients"), TimeRemainingColumn(),
-        disable=not progress,
-    )  # fmt: skip
-    with ExitStack() as open_files, shown:
-        bar = shown.add_task("simulating", total=patients)
-        files = {name: open_files.enter_context(_table_file(folder, name)) for name in names}
-
-        def append(name: str, frame: pl.DataFrame) -> None:
-            files[name].write(frame.write_csv(include_header=False, datetime_format="%Y-%m-%d %H:%M:%S").encode())
-            rows[name] += len(frame)
-
-        for number in range(-(-patients // PERSONS)):
-            for name, frame in _chunk(folder, model, number, settings):
-                append(name, frame)
-            shown.update(bar, completed=min(patients, (number + 1) * PERSONS))
-        for name, frame in billing.dictionaries():
-            append(name, frame)
-    return rows
+    for number in range(-(-patients // PERSONS)):
+        _write_chunk(extract, model, number, settings)
+        extract.advance(min(patients, (number + 1) * PERSONS))
+    for name, frame in billing.dictionaries():
+        extract.append(name, frame)
 
 
-def _chunk(
-    folder: Path, model: CausalModel, number: int, settings: dict[str, Any]
-) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Rows of one chunk for each raw table; writes the truth about it, and its films, on the way."""
+def _write_chunk(extract: ExtractWriter, model: CausalModel, number: int, settings: dict[str, Any]) -> None:
+    """Write one chunk's rows, the truth about it, and its films."""
     patients, form = settings["patients"], settings["films"]
     course = Course(model, number, settings["release"], form != "none")
     registry = Registry(course)
-    course.cut(truth(course), patients).write_parquet(folder / TRUTH / f"episodes-{number:06d}.parquet")
+    extract.append_truth(f"episodes-{number:06d}", course.cut(truth(course), patients))
     for name, frame in _tables(course, registry):
-        yield name, course.cut(frame, patients)
+        extract.append(name, course.cut(frame, patients))
     if form == "none":
         return
     taken = documents.taken(course)
     for name, frame in documents.film_tables(course, taken):
-        yield name, course.cut(frame, patients)
+        extract.append(name, course.cut(frame, patients))
     kept = number * PERSONS + course.person[taken.e] < patients
     for path, content in documents.film_files(course, taken, form, settings["film_size"], kept):
-        _write_film(folder / "cxr" / path, content)
+        _write_film(extract.folder / "cxr" / path, content)
 
 
 def _write_film(path: Path, content: bytes | Floats) -> None:
@@ -219,22 +154,3 @@ def _tables(course: Course, registry: Registry) -> Iterator[tuple[str, pl.DataFr
     yield from billing.codes(course)
     yield from documents.radiology(course)
     yield from documents.summaries(course, registry)
-
-
-def _table_file(folder: Path, name: str) -> _Gzip:
-    """Open a raw table and write its header. No time and no name stand in the gzip header: same rows, same bytes."""
-    file = _Gzip(folder / f"{name}.csv.gz")
-    file.write((",".join(COLUMNS[name]) + "\n").encode())
-    return file
-
-
-class _Gzip(gzip.GzipFile):
-    """A gzip file without a time stamp that closes the file under it, too."""
-
-    def __init__(self, path: Path) -> None:
-        self._raw = path.open("wb")
-        super().__init__(filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=self._raw, mtime=0)
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()

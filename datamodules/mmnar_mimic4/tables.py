@@ -180,18 +180,19 @@ ORDER_DETAILS = TableSpec(
     not_null=("poe_id", SUBJECT),
 )
 
+_NOTE = {
+    "note_id": TEXT,
+    SUBJECT: WHOLE,
+    ADMISSION: WHOLE,
+    "note_type": TEXT,
+    "charttime": TIME,
+    "storetime": TIME,
+    "text": Column(pl.String, documents=True),
+}
 DISCHARGE_NOTES = TableSpec(
     "discharge",
     "note/discharge",
-    {
-        "note_id": TEXT,
-        SUBJECT: WHOLE,
-        ADMISSION: WHOLE,
-        "note_type": TEXT,
-        "charttime": TIME,
-        "storetime": TIME,
-        "text": Column(pl.String, documents=True),
-    },
+    _NOTE,
     Clock("charttime", "storetime", lag=DAY),
     key=("note_id",),
     optional=True,
@@ -200,15 +201,7 @@ DISCHARGE_NOTES = TableSpec(
 RADIOLOGY_NOTES = TableSpec(
     "radiology",
     "note/radiology",
-    {
-        "note_id": TEXT,
-        SUBJECT: WHOLE,
-        ADMISSION: WHOLE,
-        "note_type": TEXT,
-        "charttime": TIME,
-        "storetime": TIME,
-        "text": Column(pl.String, documents=True),
-    },
+    _NOTE,
     Clock("charttime", "storetime"),
     key=("note_id",),
     optional=True,
@@ -238,45 +231,27 @@ def catalogue(name: str) -> ItemCatalogue:
     return ItemCatalogue.read("mmnar_mimic4", f"catalogue/{name}.csv")
 
 
+def _measured(table: str, items: str, columns: dict[str, Column]) -> TableSpec:
+    """Spec of a table of measurements, of which the rows of a catalogue's items are read."""
+    listed = {SUBJECT: WHOLE, "itemid": WHOLE, "charttime": TIME, "storetime": TIME, **columns}
+    only = Only.catalogued(catalogue(items), "itemid")
+    name = table.split("/")[1]
+    return TableSpec(name, table, listed, Clock("charttime", "storetime"), not_null=(SUBJECT,), only=only)
+
+
 @cache
 def labs() -> TableSpec:
     """Spec of labevents."""
-    columns = {
-        SUBJECT: WHOLE,
-        "itemid": WHOLE,
-        "charttime": TIME,
-        "storetime": TIME,
-        "valuenum": NUMBER,
-        "valueuom": TEXT,
-    }
-    only = Only.catalogued(catalogue("labs"), "itemid")
-    return TableSpec(
-        "labevents", "hosp/labevents", columns, Clock("charttime", "storetime"), not_null=(SUBJECT,), only=only
-    )
+    return _measured("hosp/labevents", "labs", {"valuenum": NUMBER, "valueuom": TEXT})
 
 
 @cache
 def charts() -> TableSpec:
     """Spec of chartevents."""
-    columns = {
-        SUBJECT: WHOLE,
-        "itemid": WHOLE,
-        "charttime": TIME,
-        "storetime": TIME,
-        "valuenum": NUMBER,
-        "valueuom": TEXT,
-    }
-    only = Only.catalogued(catalogue("vitals"), "itemid")
-    return TableSpec(
-        "chartevents", "icu/chartevents", columns, Clock("charttime", "storetime"), not_null=(SUBJECT,), only=only
-    )
+    return _measured("icu/chartevents", "vitals", {"valuenum": NUMBER, "valueuom": TEXT})
 
 
 @cache
 def outputs() -> TableSpec:
     """Spec of outputevents."""
-    columns = {SUBJECT: WHOLE, "itemid": WHOLE, "charttime": TIME, "storetime": TIME, "value": NUMBER}
-    only = Only.catalogued(catalogue("outputs"), "itemid")
-    return TableSpec(
-        "outputevents", "icu/outputevents", columns, Clock("charttime", "storetime"), not_null=(SUBJECT,), only=only
-    )
+    return _measured("icu/outputevents", "outputs", {"value": NUMBER})

@@ -31,6 +31,7 @@ USE = "use MIMIC-IV 2.2 or 3.1"
 TEXT = Column(pl.String, required=False)
 _CORE = TableSpec("core", "core/admissions", {}, clock=None, optional=True)
 _ADMISSIONS = TableSpec("admissions", "hosp/admissions", {}, clock=None)
+_ROOMS = ("hosp", "icu")
 _PROVIDER = TableSpec("provider", "hosp/provider", {}, clock=None, optional=True)
 _CAREGIVER = TableSpec("caregiver", "icu/caregiver", {}, clock=None, optional=True)
 _SPOKEN = TableSpec("spoken", "hosp/admissions", {"language": TEXT, "insurance": TEXT}, clock=None)
@@ -107,13 +108,19 @@ _THREE_ZERO = (
 
 
 def _refuse_layout(root: Path) -> None:
-    """Refuse 1.0, whose tables lie and are called otherwise.
+    """Refuse 1.0, whose tables lie and are called otherwise, and a folder that is no extract at all.
 
     Raises:
-        ExtractError: If the extract is one.
+        ExtractError: If the extract is one of these.
     """
     if (core := locate(root, [_CORE])["core"]) is not None:
         raise ExtractError(f"{core.relative}: a core folder is the layout of MIMIC-IV 1.0, which can't be read; {USE}")
+    inside = [path.name.lower() for path in root.iterdir() if path.is_dir()]
+    if not set(_ROOMS) & set(inside):
+        raise ExtractError(
+            f"{root}: no MIMIC-IV extract; the folder that holds its folders {' and '.join(_ROOMS)} is expected, with "
+            "hosp/admissions.csv.gz and so on in them"
+        )
     raw = _admissions(root)
     if column_of(raw, "ethnicity") is not None and column_of(raw, "race") is None:
         raise ExtractError(f"{raw.relative}: column ethnicity is that of MIMIC-IV 1.0, which can't be read; {USE}")

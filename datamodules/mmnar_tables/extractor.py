@@ -32,7 +32,7 @@ class TablesExtractor:
         unreadable_images: ``count`` leaves unreadable image files out and counts them, ``error`` refuses them.
     """
 
-    version = "1"
+    version = "2"
     data_use = (
         "Made from your own tables: the terms of their source hold for the store and all that is derived from it."
     )

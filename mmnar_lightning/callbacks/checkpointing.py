@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from typing_extensions import override
 
+from mmnar_lightning.records import RecordDataModule, RecordSchema
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final place and renames it; the one it replaces is kept as ``NAME.previous``.
@@ -85,8 +87,13 @@ class BestCheckpoint(OneCheckpoint):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the checkpoint if it is the best so far."""
+        """Keep the checkpoint if it is the best so far.
+
+        Raises:
+            ValueError: If val has not the metric; says which labels val lacks.
+        """
         if not getattr(pl_module, "pretraining", False):
+            _refuse_absent(trainer, str(self.monitor))
             super().on_validation_end(trainer, pl_module)
 
 
@@ -121,8 +128,13 @@ class SelectionStopping(EarlyStopping):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop when the metric has not improved for `patience` epochs."""
+        """Stop when the metric has not improved for `patience` epochs.
+
+        Raises:
+            ValueError: If val has not the metric; says which labels val lacks.
+        """
         if not getattr(pl_module, "pretraining", False):
+            _refuse_absent(trainer, self.monitor)
             super().on_validation_end(trainer, pl_module)
 
 
@@ -188,6 +200,34 @@ class ResumeCheckpoint(OneCheckpoint):
         world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if in_use else (1, 0)
         self._random = states[rank] if len(states) == world else None
         super().load_state_dict(state_dict)
+
+
+def _refuse_absent(trainer: Trainer, monitor: str) -> None:
+    if monitor in trainer.callback_metrics or trainer.state.fn != "fit" or trainer.sanity_checking:
+        return
+    if getattr(trainer, "fast_dev_run", False):  # nothing is chosen, and a few batches may well lack a class
+        return
+    data: Any = getattr(trainer, "datamodule", None)
+    lacking = _lacking(data) if isinstance(data, RecordDataModule) else {}
+    if lacking and len(lacking) == len(data.schema["tasks"]):
+        said = "; ".join(f"{task} has no {' and no '.join(classes)} sample" for task, classes in lacking.items())
+        raise ValueError(
+            f"{monitor} is not defined on val: {said}; change data.init_args.splits.split_seed, enlarge "
+            "data.init_args.splits.val, or give more patients"
+        )
+    known = sorted(n for n in trainer.callback_metrics if n.startswith("val/") and "/pattern/" not in n)
+    raise ValueError(f"{monitor} is not defined on val; what is: {', '.join(known) or 'nothing'}")
+
+
+def _lacking(data: RecordDataModule) -> dict[str, list[str]]:
+    """Which labels no sample of val has, by task that lacks any."""
+    val = data.records.samples[data.samples_of("val")]
+    found = {}
+    for task in RecordSchema.from_dict(data.schema).task_names:
+        there = set(val[f"label/{task}"].drop_nulls())
+        if classes := [word for word, label in (("positive", True), ("negative", False)) if label not in there]:
+            found[task] = classes
+    return found
 
 
 def _random_state() -> dict[str, Any]:

@@ -84,10 +84,7 @@ def write_store(
             "schema": schema.to_dict(),
             "files": files,
         }
-        if clash := sorted(described.keys() & manifest.keys()):
-            raise StoreError(f"manifest: {', '.join(clash)} cannot be given, the store writes it")
-        text = json.dumps({**described, **manifest}, indent=1, ensure_ascii=False) + "\n"
-        (parts / MANIFEST).write_text(text, encoding="utf-8")
+        _write_manifest(parts / MANIFEST, described, manifest)
         _rename(parts, final)
     finally:
         # gone already where it was renamed
@@ -129,6 +126,12 @@ def _write_files(
     _write_arrow(parts / "samples.arrow", table.take(pa.array(np.arange(samples.height))), metadata)
     files = {str(p.relative_to(parts)): p for p in sorted(parts.rglob("*.arrow"))}
     return {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
+
+
+def _write_manifest(path: Path, described: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if clash := sorted(described.keys() & given.keys()):
+        raise StoreError(f"manifest: {', '.join(clash)} cannot be given, the store writes it")
+    path.write_text(json.dumps({**described, **given}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _rename(parts: Path, final: Path) -> None:

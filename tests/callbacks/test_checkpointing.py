@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
-from mmnar_lightning.callbacks import AtomicCheckpointIO, checkpointing
+from mmnar_lightning.callbacks import AtomicCheckpointIO, BestCheckpoint, SelectionStopping, checkpointing
+from mmnar_lightning.module import MultimodalOutcomeModule
+from mmnar_lightning.records import Modality, RecordSchema, SplitSettings, Task, write_store
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -79,3 +83,49 @@ def test_what_chooses_is_what_was_asked_for(still: tuple[Path, list[dict[str, An
     (state,) = (s for key, s in best["callbacks"].items() if key.startswith("BestCheckpoint"))
     auroc = next(r["metrics"]["val/auroc"] for r in still[1] if r.get("validation") == 2)
     assert float(state["best_model_score"]) == pytest.approx(float.fromhex(auroc))
+
+
+@pytest.mark.parametrize(
+    ("known", "changed", "message"),
+    [
+        ([], {}, r"val/auroc is not defined on val: a has no positive and no negative sample; b has no positive and"),
+        (
+            [False],
+            {},
+            r"a has no positive sample; b has no positive sample; change data\.init_args\.splits\.split_seed,",
+        ),
+        ([True], {}, r"a has no negative sample; b has no negative sample"),
+        (
+            [False, True],
+            {"monitor": "val/aurocc"},
+            r"val/aurocc is not defined on val; what is: val/a.* val/auroc, .* val/loss, ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("callback", [BestCheckpoint, SelectionStopping])
+def test_a_val_without_what_chooses_says_which_labels_it_lacks(
+    callback: Any, known: list[bool], changed: dict[str, Any], message: str, store_datamodule: Any, tmp_path: Path
+) -> None:
+    n = 120
+    split = [("val", "train", "calibration")[k % 3] for k in range(n)]
+    of_val: list[bool | None] = [*known] or [None]
+    label = [of_val[k // 3 % len(of_val)] if k % 3 == 0 else k % 2 == 0 for k in range(n)]
+    samples = {"patient": [f"p{k}" for k in range(n)], "site": ["s"] * n, "prediction_time": [0.0] * n, "split": split}
+    labels = {f"label/{task}": pl.Series(label, dtype=pl.Boolean) for task in "ab"}
+    schema = RecordSchema((Modality("vitals", "vector", ("x",)),), (Task("a"), Task("b")))
+    vitals = {"sample": np.arange(n), "hours_before": np.ones(n, np.float32), "x": np.random.default_rng(0).random(n)}
+    elements = {"vitals": pl.DataFrame(vitals)}
+    path = write_store(tmp_path, "few", "all", "0" * 16, schema, pl.DataFrame(samples | labels), elements, {})
+    data = store_datamodule(path, splits=SplitSettings(by="given"), min_patients=1, batch_size=40)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        callbacks=[callback(**changed)],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(MultimodalOutcomeModule(data.schema, width=8), datamodule=data)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -163,3 +164,15 @@ def opened() -> Any:
 def extracted() -> Any:
     """`extracted(extractor, tables)` runs an extraction."""
     return run
+
+
+@pytest.fixture(scope="session")
+def demo_root(open_data: Callable[[str], Path]) -> Path:
+    """The open eICU demo; skips where it is absent."""
+    return open_data("eicu-demo")
+
+
+@pytest.fixture(scope="session")
+def independent(load_module: Callable[[Path], ModuleType]) -> Any:
+    """`independent_count.py`, which shares no code with the extractor."""
+    return load_module(Path(__file__).with_name("independent_count.py"))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -50,25 +46,10 @@ TALLIES = {
 EXAM_LEFT_OUT = "not yet known at the prediction time, or about a time over 24 hours before hospital admission"
 
 
-def _independent() -> ModuleType:
-    """Load the count from its file: tests are no package."""
-    path = Path(__file__).with_name("independent_count.py")
-    spec = importlib.util.spec_from_file_location("eicu_independent_count", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-independent = _independent()
-
-
 class Compared:
     """One extract, counted twice."""
 
-    def __init__(self, root: Path, stores: Path) -> None:
+    def __init__(self, independent: Any, root: Path, stores: Path) -> None:
         self.counts: dict[str, Count] = independent.count_cohorts(root)
         self.stores: dict[str, RecordStore] = {
             cohort: RecordStore(prepare(EICUExtractor(cohort=cohort), root, stores, progress=False))
@@ -82,25 +63,16 @@ class Compared:
         return self.stores[cohort].samples
 
 
-def _demo_root() -> Path:
-    shared = os.environ.get("MMNAR_SHARED_DATA")
-    folder = Path(shared) if shared else Path(__file__).parents[3] / "shared" / "data"
-    return folder / "eicu-demo"
+@pytest.fixture(scope="module")
+def demo(independent: Any, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    return Compared(independent, demo_root, tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    root = _demo_root()
-    if not (root / "patient.csv.gz").is_file():
-        pytest.skip(f"NOT TESTED: the open eICU demo is absent ({root}); set MMNAR_SHARED_DATA to its parent folder")
-    return Compared(root, tmp_path_factory.mktemp("stores"))
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+def simulated(independent: Any, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("simulated")
     simulate(folder / "extract", patients=120, seed=3, progress=False)
-    return Compared(folder / "extract", folder / "stores")
+    return Compared(independent, folder / "extract", folder / "stores")
 
 
 @pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.shared_data), "simulated"])
@@ -211,7 +183,7 @@ def hospital_stays(draw: st.DrawFn) -> list[dict[str, str]]:
 
 @settings(max_examples=400, deadline=None)
 @given(rows=hospital_stays(), cohort=st.sampled_from(COHORTS))
-def test_cohorts_at_their_boundaries(rows: list[dict[str, str]], cohort: CohortName) -> None:
+def test_cohorts_at_their_boundaries(independent: Any, rows: list[dict[str, str]], cohort: CohortName) -> None:
     def table(spec: TableSpec) -> pl.DataFrame:
         text = pl.DataFrame({name: [row.get(name) or None for row in rows] for name in spec.columns})
         return text.with_columns(pl.col(name).cast(dtype) for name, dtype in spec.schema.items())
@@ -243,15 +215,12 @@ def test_cohorts_at_their_boundaries(rows: list[dict[str, str]], cohort: CohortN
 
 
 @pytest.mark.shared_data
-def test_the_demo_is_the_one_that_was_described() -> None:
+def test_the_demo_is_the_one_that_was_described(independent: Any, demo_root: Path) -> None:
     """Rows of first unit visits of adults beyond 24 h, as counted when the data were gathered, before any of this."""
-    root = _demo_root()
-    if not (root / "patient.csv.gz").is_file():
-        pytest.skip(f"NOT TESTED: the open eICU demo is absent ({root}); set MMNAR_SHARED_DATA to its parent folder")
     columns = ("uniquepid", "age", "unitvisitnumber", "unitdischargeoffset", "hospitaldischargestatus")
     rows = [
         (person, status)
-        for person, age, visit, end, status in independent.read(root, "patient", columns)
+        for person, age, visit, end, status in independent.read(demo_root, "patient", columns)
         if visit == "1" and independent.age_reason(age) is None and int(end) > 1440
     ]
     statuses = [status for _, status in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -25,14 +24,10 @@ print("status", *statuses, "peak", int(mark.split()[1]) // 1024)
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="NOT TESTED: peak memory is read from /proc")
-def test_both_cohorts_in_a_minute_and_2_gib(tmp_path: Path) -> None:
-    shared = os.environ.get("MMNAR_SHARED_DATA")
-    root = (Path(shared) if shared else Path(__file__).parents[3] / "shared" / "data") / "eicu-demo"
-    if not (root / "patient.csv.gz").is_file():
-        pytest.skip(f"NOT TESTED: the open eICU demo is absent ({root}); set MMNAR_SHARED_DATA to its parent folder")
+def test_both_cohorts_in_a_minute_and_2_gib(demo_root: Path, tmp_path: Path) -> None:
     configs = []
     for cohort in ("landmark", "unit_discharge"):
-        data = {"root": str(root.resolve()), "store": str(tmp_path / "stores"), "cohort": cohort, "lab_delay": 59}
+        data = {"root": str(demo_root.resolve()), "store": str(tmp_path / "stores"), "cohort": cohort, "lab_delay": 59}
         configs.append(tmp_path / f"{cohort}.yaml")
         configs[-1].write_text(yaml.safe_dump({"data": {"class_path": "EICUDataModule", "init_args": data}}))
     start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -168,19 +167,10 @@ def test_the_order_of_raw_rows_changes_no_byte(new_extract: Any, made: Any, seed
         expected = written
 
 
-def _demo_root() -> Path:
-    shared = os.environ.get("MMNAR_SHARED_DATA")
-    folder = Path(shared) if shared else Path(__file__).parents[3] / "shared" / "data"
-    return folder / "eicu-demo"
-
-
 @pytest.mark.shared_data
 @pytest.mark.parametrize("options", [{"lab_delay": 59}, {"cohort": "unit_discharge"}])
-def test_statistics_of_the_demo_come_from_its_series(options: dict[str, Any], opened: Any) -> None:
-    root = _demo_root()
-    if not (root / "patient.csv.gz").is_file():
-        pytest.skip(f"NOT TESTED: the open eICU demo is absent ({root}); set MMNAR_SHARED_DATA to its parent folder")
-    compare_forms(root, opened, **options)
+def test_statistics_of_the_demo_come_from_its_series(options: dict[str, Any], demo_root: Path, opened: Any) -> None:
+    compare_forms(demo_root, opened, **options)
 
 
 def compare_forms(root: Path, opened: Any, **options: Any) -> None:

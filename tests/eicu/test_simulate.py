@@ -2,24 +2,20 @@ import csv
 import gzip
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mmnar_eicu.simulate import MARKER, simulate
+from mmnar_eicu.simulate import simulate
 from mmnar_eicu.simulated.columns import COLUMNS
 from mmnar_lightning.__main__ import main
+from mmnar_lightning.simulation import MARKER
 
-SHARED = Path(os.environ.get("MMNAR_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 STAY = "patientunitstayid"
 HOSPITAL_STAY = "patienthealthsystemstayid"
 PERSONS = 600
@@ -51,12 +47,9 @@ def truth(extract: Path) -> pl.DataFrame:
 
 
 @pytest.mark.shared_data
-def test_headers_are_those_of_the_real_tables() -> None:
-    demo = SHARED / "eicu-demo"
-    if not demo.is_dir():
-        pytest.skip("the eICU demo isn't here ($MMNAR_SHARED_DATA or ../shared/data)")
+def test_headers_are_those_of_the_real_tables(demo_root: Path) -> None:
     for name, columns in COLUMNS.items():
-        with gzip.open(demo / f"{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        with gzip.open(demo_root / f"{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
             assert tuple(next(csv.reader(file))) == columns, name
 
 
@@ -103,54 +96,16 @@ def test_the_first_patients_are_the_same_however_many_follow(extract: Path, tmp_
         assert small.sort(columns[0]).equals(large.sort(columns[0])), name
 
 
-def test_a_finished_extract_is_left_alone_and_another_is_not_overwritten(tmp_path: Path) -> None:
+def test_another_extract_is_not_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
-    folder.mkdir()
     simulate(folder, 5, progress=False)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     simulate(folder, 5, progress=False)
+    options: dict[str, Any] = {"patients": 6, "seed": 1, "mechanism": "mcar", "strength": 2.0}
+    for name, value in options.items():
+        with pytest.raises(FileExistsError, match=f"{name} .*, not {value!r}"):
+            simulate(folder, **{"patients": 5, "progress": False, name: value})
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
-    with pytest.raises(FileExistsError, match="patients 5, not 6"):
-        simulate(folder, 6, progress=False)
-    with pytest.raises(FileExistsError, match="mechanism 'mnar', not 'mcar'"):
-        simulate(folder, 5, mechanism="mcar", progress=False)
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds no simulated extract"):
-        simulate(own, 5, progress=False)
-    with pytest.raises(FileExistsError, match="holds no simulated extract"):
-        simulate(own / "thesis.txt", 5, progress=False)
-    assert (own / "thesis.txt").read_text() == "years of work"
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
-
-
-def test_a_failure_half_way_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("mmnar_eicu.simulated.measurements.micro", fail)
-    with pytest.raises(OSError, match="disk full"):
-        simulate(tmp_path / "raw", 5, progress=False)
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
-
-
-def test_a_kill_half_way_leaves_no_folder_and_the_next_run_finishes(tmp_path: Path) -> None:
-    raw = str(tmp_path / "raw")
-    code = f"from pathlib import Path; from mmnar_eicu.simulate import simulate; simulate(Path({raw!r}), 20000)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    half = tmp_path / ".raw.partial" / "truth" / "stays-000000.parquet"
-    deadline = time.monotonic() + 60
-    while not half.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert half.exists()
-    assert not (tmp_path / "raw").exists()
-    simulate(tmp_path / "raw", 5, progress=False)
-    simulate(tmp_path / "fresh", 5, progress=False)
-    assert hashes(tmp_path / "raw") == hashes(tmp_path / "fresh")
-    assert not half.parent.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import io
 import logging
-import os
 import pickle
 import time
 import zlib
@@ -23,7 +22,6 @@ from mmnar_lightning.encoders.decoding import FilmReader, UnreadableError, eight
 from mmnar_lightning.records import Elements, Modality, RecordDataset, RecordLoader, RecordSchema, RecordStore, Task
 from mmnar_lightning.records.loading import EpochBatches
 
-DATA = Path(os.environ.get("MMNAR_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")) / "cxr-sample"
 NAN = float("nan")
 Save = Callable[[Any, str], str]
 
@@ -389,11 +387,11 @@ def test_the_error_of_a_worker_is_one_line(store: RecordStore, broken: Path, wor
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("channels", [1, 3])
-def test_real_films_in_every_mode(tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture) -> None:
-    if not DATA.is_dir():
-        pytest.skip(f"NOT TESTED: the open chest films are absent ({DATA}); set MMNAR_SHARED_DATA to their folder")
+def test_real_films_in_every_mode(
+    open_data: Callable[[str], Path], tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
-    paths = sorted(str(p) for p in DATA.rglob("*.png"))
+    paths = sorted(str(p) for p in open_data("cxr-sample").rglob("*.png"))
     assert len(paths) == 62
     values = reader(channels, 64)(films(paths)).values
     assert isinstance(values, torch.Tensor)

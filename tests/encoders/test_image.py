@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -659,22 +656,11 @@ def test_a_row_that_lost_its_films_is_not_observed(weights: dict[str, str], tmp_
     assert batch.observed.tolist() == [[True], [True], [False]]
 
 
-def test_two_devices_train_as_one_on_the_joint_batch(weights: dict[str, str], tmp_path: Path) -> None:
+def test_two_devices_train_as_one_on_the_joint_batch(
+    run_two_ranks: Callable[..., None], weights: dict[str, str], tmp_path: Path
+) -> None:
     worker = Path(__file__).with_name("image_two_processes.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [str(tmp_path / "rendezvous"), weights["test_resnet"]]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), *arguments], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    run_two_ranks(worker, tmp_path / "rendezvous", weights["test_resnet"])
 
 
 def test_attention_pool_is_the_text_encoders() -> None:

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,21 +275,8 @@ def test_peft_is_asked_for(monkeypatch: pytest.MonkeyPatch, build_text: Any) -> 
         build_text(train="lora")
 
 
-def test_two_devices_of_which_one_has_no_documents_train_as_one(text_model: Path, tmp_path: Path) -> None:
+def test_two_devices_of_which_one_has_no_documents_train_as_one(
+    run_two_ranks: Callable[..., None], text_model: Path, tmp_path: Path
+) -> None:
     worker = Path(__file__).with_name("text_two_processes.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(tmp_path / "rendezvous"), str(text_model)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    run_two_ranks(worker, tmp_path / "rendezvous", text_model)

@@ -6,12 +6,12 @@ import csv
 import gzip
 import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
@@ -110,10 +110,29 @@ EVENTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Table: when a row happened, when it was entered, and the minutes after which it is known where it was not entered.
+CLOCKS: dict[str, tuple[str, str | None, int]] = {
+    "hosp/labevents": ("charttime", "storetime", 60),
+    "icu/chartevents": ("charttime", "storetime", 60),
+    "icu/outputevents": ("charttime", "storetime", 60),
+    "icu/inputevents": ("starttime", None, 60),
+    "icu/procedureevents": ("starttime", None, 60),
+    "hosp/prescriptions": ("starttime", None, 60),
+    "hosp/microbiologyevents": ("charttime", None, 60),
+    "hosp/transfers": ("intime", None, 60),
+    "hosp/services": ("transfertime", None, 60),
+    "hosp/poe": ("ordertime", None, 0),
+    "note/radiology": ("charttime", "storetime", 60),
+    "note/discharge": ("charttime", "storetime", 1440),
+    "mimic-cxr-2.0.0-metadata": ("StudyDate", None, 60),
+}
+
+
 @dataclass
 class RawTables:
     """Rows of a raw extract, by table (``hosp/admissions``, …). Every `add` and its short forms return the object."""
 
+    clocks: ClassVar[Mapping[str, tuple[str, str | None, int]]] = CLOCKS
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {table: [] for table in HEADERS})
 
     def add(self, table: str, **columns: Any) -> RawTables:
@@ -350,10 +369,12 @@ def at() -> Callable[..., datetime]:
 
 
 @pytest.fixture(scope="session")
-def demo_root() -> Path:
+def demo_root(open_data: Callable[[str], Path]) -> Path:
     """The open MIMIC-IV demo; skips where it is absent."""
-    shared = os.environ.get("MMNAR_SHARED_DATA")
-    root = (Path(shared) if shared else Path(__file__).parents[3] / "shared" / "data") / "mimic-iv-demo"
-    if not (root / "hosp" / "admissions.csv.gz").is_file():
-        pytest.skip(f"NOT TESTED: the MIMIC-IV demo is absent ({root}); set MMNAR_SHARED_DATA to its parent folder")
-    return root
+    return open_data("mimic-iv-demo")
+
+
+@pytest.fixture(scope="session")
+def independent(load_module: Callable[[Path], ModuleType]) -> Any:
+    """`independent_count.py`, which shares no code with the extractor."""
+    return load_module(Path(__file__).with_name("independent_count.py"))

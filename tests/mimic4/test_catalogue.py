@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 import re
 import statistics
 from collections import defaultdict
@@ -15,22 +14,12 @@ import pytest
 from mmnar_lightning.extract import ItemCatalogue
 from mmnar_mimic4.tables import catalogue
 
-DEMO = Path(os.environ.get("MMNAR_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")) / "mimic-iv-demo"
 NAMES = ("labs", "vitals", "outputs")
 TABLES = {"labs": "hosp/labevents", "vitals": "icu/chartevents", "outputs": "icu/outputevents"}
 
 
-@pytest.fixture(scope="module")
-def demo() -> Path:
-    if not DEMO.is_dir():
-        pytest.skip(
-            f"NOT TESTED: the open MIMIC-IV demo is absent ({DEMO}); set MMNAR_SHARED_DATA to its parent folder"
-        )
-    return DEMO
-
-
-def rows(demo: Path, table: str) -> Iterator[dict[str, str]]:
-    with gzip.open(demo / f"{table}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+def rows(demo_root: Path, table: str) -> Iterator[dict[str, str]]:
+    with gzip.open(demo_root / f"{table}.csv.gz", "rt", encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
 
 
@@ -72,8 +61,8 @@ def test_every_line_is_complete(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "dictionary"), [("labs", "hosp/d_labitems"), ("vitals", "icu/d_items"), ("outputs", "icu/d_items")]
 )
-def test_every_itemid_is_what_its_description_says(demo: Path, name: str, dictionary: str) -> None:
-    said = {row["itemid"]: row for row in rows(demo, dictionary)}
+def test_every_itemid_is_what_its_description_says(demo_root: Path, name: str, dictionary: str) -> None:
+    said = {row["itemid"]: row for row in rows(demo_root, dictionary)}
     for entry in catalogue(name).entries:
         row = said[entry.raw_id]
         assert entry.description.split("; ")[0] == row["label"].strip(), entry
@@ -85,13 +74,13 @@ def test_every_itemid_is_what_its_description_says(demo: Path, name: str, dictio
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", ["labs", "vitals"])
-def test_every_unit_of_the_demo_is_known(demo: Path, name: str) -> None:
+def test_every_unit_of_the_demo_is_known(demo_root: Path, name: str) -> None:
     known: dict[str, set[str]] = defaultdict(set)
     for entry in catalogue(name).entries:
         known[entry.raw_id] |= set(entry.units)
     strange = {
         (row["itemid"], row["valueuom"])
-        for row in rows(demo, TABLES[name])
+        for row in rows(demo_root, TABLES[name])
         if row["itemid"] in known
         and row["valueuom"].strip()
         and row["valueuom"].strip().lower() not in known[row["itemid"]]
@@ -164,7 +153,7 @@ TYPICAL = {
 
 
 @pytest.mark.shared_data
-def test_values_of_the_demo_are_plausible_and_typical(demo: Path) -> None:
+def test_values_of_the_demo_are_plausible_and_typical(demo_root: Path) -> None:
     numbers: dict[str, list[float]] = defaultdict(list)
     seen: dict[str, int] = defaultdict(int)
     for name in NAMES:
@@ -172,7 +161,7 @@ def test_values_of_the_demo_are_plausible_and_typical(demo: Path) -> None:
             (entry.raw_id, unit): entry for entry in reversed(catalogue(name).entries) for unit in ("", *entry.units)
         }
         column = "value" if name == "outputs" else "valuenum"
-        for row in rows(demo, TABLES[name]):
+        for row in rows(demo_root, TABLES[name]):
             unit = "" if name == "outputs" else row["valueuom"].strip().lower()
             entry = entries.get((row["itemid"], unit))
             if entry is None or not row[column]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -48,21 +45,6 @@ REASONS = {
     ("icustays", "left the ICU by hour 24"): "left the ICU by then",
     ("icustays", "left the hospital by hour 24"): "left the hospital by then",
 }
-
-
-def _independent() -> ModuleType:
-    """Load the count from its file: tests are no package."""
-    path = Path(__file__).with_name("independent_count.py")
-    spec = importlib.util.spec_from_file_location("mimic4_independent_count", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-independent = _independent()
 
 
 def ours(frames: Mapping[str, pl.DataFrame], rules: Rules) -> tuple[Cohort, Counts]:
@@ -134,7 +116,7 @@ def demo_frames(demo_root: Path) -> dict[str, pl.DataFrame]:
 @pytest.mark.parametrize("episodes", ["first", "all"])
 @pytest.mark.parametrize("cohort", COHORTS)
 def test_the_demo_counted_twice(
-    demo_root: Path, demo_frames: dict[str, pl.DataFrame], cohort: str, episodes: str
+    independent: Any, demo_root: Path, demo_frames: dict[str, pl.DataFrame], cohort: str, episodes: str
 ) -> None:
     rules = independent.Rules(cohort, episodes)
     count = independent.count_cohort(demo_root, rules)
@@ -149,7 +131,7 @@ def test_the_demo_counted_twice(
 
 
 @pytest.mark.shared_data
-def test_the_demo_s_numbers(demo_frames: dict[str, pl.DataFrame]) -> None:
+def test_the_demo_s_numbers(independent: Any, demo_frames: dict[str, pl.DataFrame]) -> None:
     """As counted once, by both: a change of the demo or of a definition shows."""
     expected = {
         "post_discharge": (63, {"readmission_30d_any": 9, "readmission_30d_unplanned": 4, "readmission_90d": 11}
@@ -165,7 +147,9 @@ def test_the_demo_s_numbers(demo_frames: dict[str, pl.DataFrame]) -> None:
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("cohort", COHORTS)
-def test_the_order_of_the_rows_changes_nothing(demo_frames: dict[str, pl.DataFrame], cohort: str) -> None:
+def test_the_order_of_the_rows_changes_nothing(
+    independent: Any, demo_frames: dict[str, pl.DataFrame], cohort: str
+) -> None:
     rules = independent.Rules(cohort, "random")
     expected, log = ours(demo_frames, rules)
     for seed in (1, 2):
@@ -305,7 +289,7 @@ def typed(rows: list[dict[str, str]], spec: TableSpec) -> pl.DataFrame:
     last_year=st.sampled_from([2013, 2019]),
 )
 def test_cohorts_at_their_boundaries(
-    rows: dict[str, list[dict[str, str]]], cohort: str, episodes: str, hours: float, last_year: int
+    independent: Any, rows: dict[str, list[dict[str, str]]], cohort: str, episodes: str, hours: float, last_year: int
 ) -> None:
     rules = independent.Rules(cohort, episodes, hours, last_year)
     count = independent.draw(rows["hosp/patients"], rows["hosp/admissions"], rows["icu/icustays"], rules)
@@ -315,7 +299,7 @@ def test_cohorts_at_their_boundaries(
         assert exclusions(log) == count.excluded
 
 
-def test_the_boundaries_are_reached() -> None:
+def test_the_boundaries_are_reached(independent: Any) -> None:
     """The drawn timelines aren't all of one kind: each reason and each label value occurs."""
     seen: Counter[str] = Counter()
 

@@ -1,7 +1,8 @@
 """Over the whole extractor: nothing that became known after the prediction time changes a byte of the store.
 
-Each test compares stores of the same people. `CLOCKS` is written out by hand, not taken from the tables' specs. What a
-single table or modality does at its boundaries is tested beside it (`test_measurements.py`, `test_notes.py`, …).
+Each test compares stores of the same people. `RawTables.clocks` is written out by hand, not taken from the tables'
+specs. What a single table or modality does at its boundaries is tested beside it (`test_measurements.py`,
+`test_notes.py`, …).
 """
 
 from __future__ import annotations
@@ -27,22 +28,6 @@ if TYPE_CHECKING:
 
 COHORTS: tuple[CohortName, ...] = ("post_discharge", "icu_landmark")
 FILMS = "mimic-cxr-2.0.0-metadata"
-# Table: when a row happened, when it was entered, and the minutes after which it is known where it was not entered.
-CLOCKS: dict[str, tuple[str, str | None, int]] = {
-    "hosp/labevents": ("charttime", "storetime", 60),
-    "icu/chartevents": ("charttime", "storetime", 60),
-    "icu/outputevents": ("charttime", "storetime", 60),
-    "icu/inputevents": ("starttime", None, 60),
-    "icu/procedureevents": ("starttime", None, 60),
-    "hosp/prescriptions": ("starttime", None, 60),
-    "hosp/microbiologyevents": ("charttime", None, 60),
-    "hosp/transfers": ("intime", None, 60),
-    "hosp/services": ("transfertime", None, 60),
-    "hosp/poe": ("ordertime", None, 0),
-    "note/radiology": ("charttime", "storetime", 60),
-    "note/discharge": ("charttime", "storetime", 1440),
-    FILMS: ("StudyDate", None, 60),
-}
 # What a new row says: something that no life (`RawTables.life`) has said yet.
 NEW: dict[str, dict[str, Any]] = {
     "hosp/labevents": {"itemid": 50983, "valuenum": 140, "valueuom": "mEq/L"},
@@ -99,7 +84,7 @@ def untouched(new_raw: NewRaw, extracted: Run, tmp_path_factory: pytest.TempPath
 
 def put(raw: RawTables, root: Path, number: int, table: str, event: datetime, entry: datetime | None) -> None:
     """Add a row that says something new of a patient."""
-    name, entered, _ = CLOCKS[table]
+    name, entered, _ = raw.clocks[table]
     row: dict[str, Any] = {**NEW[table], "subject_id": subject(number)}
     key = f"{subject(number)}-new-{len(raw.rows[table])}"
     if table == FILMS:
@@ -119,7 +104,7 @@ def put(raw: RawTables, root: Path, number: int, table: str, event: datetime, en
 
 def put_late(raw: RawTables, root: Path, table: str, number: int, moment: datetime, rng: random.Random) -> None:
     """Add a row that becomes known a second, or up to 60 days, after the prediction time."""
-    _, entered, lag = CLOCKS[table]
+    _, entered, lag = raw.clocks[table]
     late = moment + rng.choice(
         [SECOND, SECOND, timedelta(hours=rng.uniform(0, 48)), timedelta(days=rng.uniform(1, 60))]
     )
@@ -150,10 +135,10 @@ def test_rows_that_become_known_later_change_nothing(
     rng = random.Random(seed)
     added: dict[int, list[str]] = {}
     for number in range(LIVES):
-        added[number] = rng.sample(sorted(CLOCKS), 4)
+        added[number] = rng.sample(sorted(raw.clocks), 4)
         for table in added[number]:
             put_late(raw, root, table, number, prediction[cohort], rng)
-    assert {table for tables in added.values() for table in tables} == CLOCKS.keys()
+    assert {table for tables in added.values() for table in tables} == raw.clocks.keys()
     after = extracted(extractor(cohort, root), raw.write(root))
     found = after.differing(before)
     assert not found, {name: [added[number] for number in numbers] for name, numbers in found.items()}
@@ -169,18 +154,18 @@ def test_the_same_rows_in_time_are_seen(
     before = untouched[cohort]
     given: dict[int, str] = {}
     for number in range(LIVES):
-        table = sorted(CLOCKS)[number // 4]
+        table = sorted(raw.clocks)[number // 4]
         # every other one gets a row; summaries are none of the landmark's modalities
         if number % 2 == 0 or (cohort == "icu_landmark" and table == "note/discharge"):
             continue
         given[number] = table
-        _, entered, lag = CLOCKS[table]
+        _, entered, lag = raw.clocks[table]
         moment = prediction[cohort]
         lagged = moment - timedelta(minutes=lag)
         put(raw, tmp_path, number, table, lagged, None if entered is None or number % 4 > 1 else moment)
     found = extracted(extractor(cohort, tmp_path), raw.write(tmp_path)).differing(before)
     changed = set().union(*found.values())
-    assert set(given.values()) == CLOCKS.keys() - ({"note/discharge"} if cohort == "icu_landmark" else set())
+    assert set(given.values()) == raw.clocks.keys() - ({"note/discharge"} if cohort == "icu_landmark" else set())
     assert changed == given.keys(), [given.get(number) for number in changed ^ given.keys()]
 
 
@@ -373,7 +358,7 @@ def test_the_order_of_rows_changes_no_byte(
     root = tmp_path / "raw"
     raw, rng = lives(new_raw(), root), random.Random(6)
     for number in range(LIVES):
-        for table in CLOCKS:
+        for table in raw.clocks:
             for _ in range(2):
                 event = prediction[cohort] - timedelta(hours=rng.choice([1, 2, 20]))
                 put(raw, root, number, table, event, event + timedelta(hours=1))

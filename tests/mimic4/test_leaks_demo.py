@@ -1,7 +1,7 @@
 """On real records: what was not known at the prediction time, and what is off the allow-lists, changes no byte.
 
 As `test_leaks.py` does with people made by hand. Late rows are found by patient with plain joins, by clocks that are
-written out here.
+written out by hand (`RawTables.clocks`).
 """
 
 from __future__ import annotations
@@ -17,23 +17,11 @@ from mmnar_mimic4 import MIMIC4Extractor
 from mmnar_mimic4.cohort import CohortName
 
 if TYPE_CHECKING:
-    from tests.mimic4.conftest import Extracted
+    from tests.mimic4.conftest import Extracted, RawTables
 
+    NewRaw = Callable[[], RawTables]
     Run = Callable[..., Extracted]
 
-# Table: when a row happened, when it was entered, and the minutes after which it is known where it was not entered.
-CLOCKS: dict[str, tuple[str, str | None, int]] = {
-    "hosp/labevents": ("charttime", "storetime", 60),
-    "icu/chartevents": ("charttime", "storetime", 60),
-    "icu/outputevents": ("charttime", "storetime", 60),
-    "icu/inputevents": ("starttime", None, 60),
-    "icu/procedureevents": ("starttime", None, 60),
-    "hosp/prescriptions": ("starttime", None, 60),
-    "hosp/microbiologyevents": ("charttime", None, 60),
-    "hosp/transfers": ("intime", None, 60),
-    "hosp/services": ("transfertime", None, 60),
-    "hosp/poe": ("ordertime", None, 0),
-}
 # What late rows say instead.
 OTHERWISE = {
     "valuenum": "55",
@@ -64,9 +52,9 @@ def written(time: pl.Expr) -> pl.Expr:
     return time.dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def later(frame: pl.DataFrame, table: str, limit: pl.DataFrame) -> pl.DataFrame:
+def later(frame: pl.DataFrame, table: str, clock: tuple[str, str | None, int], limit: pl.DataFrame) -> pl.DataFrame:
     """Change what rows say that were not known by the limit of their patient, and repeat every row late."""
-    event, entry, lag = CLOCKS[table]
+    event, entry, lag = clock
     known = frame.join(limit, on="subject_id", how="left", maintain_order="left")
     available = moment(event) + pl.duration(minutes=lag)
     if entry is not None:
@@ -99,7 +87,7 @@ def later(frame: pl.DataFrame, table: str, limit: pl.DataFrame) -> pl.DataFrame:
 @pytest.mark.shared_data
 @pytest.mark.parametrize("cohort", ["post_discharge", "icu_landmark"])
 def test_the_demo_without_what_was_not_known(
-    cohort: CohortName, demo_root: Path, extracted: Run, tmp_path: Path
+    cohort: CohortName, demo_root: Path, new_raw: NewRaw, extracted: Run, tmp_path: Path
 ) -> None:
     one = MIMIC4Extractor(cohort=cohort, include_micro=True)
     before = extracted(one, demo_root)
@@ -108,7 +96,7 @@ def test_the_demo_without_what_was_not_known(
     allowed: dict[str, set[str]] = {}
     for spec in one.tables():
         allowed.setdefault(spec.file, set()).update(spec.columns)
-    rows = {}
+    rows, clocks = {}, new_raw().clocks
     for table, columns in allowed.items():
         path = demo_root / f"{table}.csv.gz"
         if not path.is_file():
@@ -116,12 +104,13 @@ def test_the_demo_without_what_was_not_known(
             continue
         frame = pl.read_csv(path, infer_schema=False)
         rows[table] = frame.height
-        frame = later(frame, table, limit) if table in CLOCKS else frame
+        frame = later(frame, table, clocks[table], limit) if table in clocks else frame
         garbage = pl.lit("\u2603 not for your eyes")
         target = tmp_path / "raw" / f"{table}.csv"
         target.parent.mkdir(parents=True, exist_ok=True)
         frame.with_columns(garbage.alias(c) for c in frame.columns if c not in columns).write_csv(target)
-    assert rows.keys() >= CLOCKS.keys()
+    # the demo has neither notes nor films
+    assert rows.keys() >= {table for table in clocks if table.startswith(("hosp/", "icu/"))}
     after = extracted(one, tmp_path / "raw")
     found = after.differing(before)
     assert not found, {name: len(samples) for name, samples in found.items()}

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ from mmnar_mimic4 import measurements, tables
 from mmnar_mimic4.measurements import STATS, lab_items, labs, vital_items, vitals
 from mmnar_mimic4.windows import Source
 
-DEMO = Path(os.environ.get("MMNAR_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")) / "mimic-iv-demo"
 T0 = datetime(2150, 3, 1, 8)
 SECOND = 1 / 3600
 CREATININE, HEMATOCRIT, HEMATOCRIT_TOO, WBC = 50912, 51221, 51638, 51301
@@ -295,24 +293,26 @@ Items = dict[int, tuple[str, float, float, float, float]]
 Found = dict[tuple[int, str], list[tuple[datetime, float]]]
 
 
-def raw(name: str) -> Iterator[dict[str, str]]:
-    with gzip.open(DEMO / f"{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+def raw(demo_root: Path, name: str) -> Iterator[dict[str, str]]:
+    with gzip.open(demo_root / f"{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
 
 
-def first_days() -> list[tuple[int, datetime, datetime]]:
+def first_days(demo_root: Path) -> list[tuple[int, datetime, datetime]]:
     """The first 24 hours of each ICU stay, in order: patient, start, end."""
-    stays = [(int(row["subject_id"]), datetime.fromisoformat(row["intime"])) for row in raw("icu/icustays")]
+    stays = [(int(row["subject_id"]), datetime.fromisoformat(row["intime"])) for row in raw(demo_root, "icu/icustays")]
     return [(subject, intime, intime + timedelta(days=1)) for subject, intime in sorted(stays)]
 
 
-def find(name: str, column: str, listed: Items, days: Sequence[tuple[int, datetime, datetime]]) -> Found:
+def find(
+    demo_root: Path, name: str, column: str, listed: Items, days: Sequence[tuple[int, datetime, datetime]]
+) -> Found:
     """Values by sample and variable, read with the csv module and linked by a loop."""
     by_patient: dict[int, list[tuple[int, datetime, datetime]]] = defaultdict(list)
     for sample, (subject, start, end) in enumerate(days):
         by_patient[subject].append((sample, start, end))
     seen: set[tuple[int, int, datetime, float]] = set()
-    for row in raw(name):
+    for row in raw(demo_root, name):
         item = int(row["itemid"])
         if item not in listed or row[column] == "":
             continue
@@ -331,13 +331,9 @@ def find(name: str, column: str, listed: Items, days: Sequence[tuple[int, dateti
 
 
 @pytest.mark.shared_data
-def test_first_days_of_the_demo_against_plain_python() -> None:
-    if not DEMO.is_dir():
-        pytest.skip(
-            f"NOT TESTED: the open MIMIC-IV demo is absent ({DEMO}); set MMNAR_SHARED_DATA to its parent folder"
-        )
-    days = first_days()
-    frames = {spec.name: scan(DEMO, spec) for spec in (tables.labs(), tables.charts(), tables.outputs())}
+def test_first_days_of_the_demo_against_plain_python(demo_root: Path) -> None:
+    days = first_days(demo_root)
+    frames = {spec.name: scan(demo_root, spec) for spec in (tables.labs(), tables.charts(), tables.outputs())}
     columns: dict[str, Any] = {
         "subject_id": pl.Int64,
         "window_start": pl.Datetime("us"),
@@ -345,9 +341,9 @@ def test_first_days_of_the_demo_against_plain_python() -> None:
     }
     samples = pl.DataFrame(days, schema=columns, orient="row").with_row_index("sample").cast({"sample": pl.Int64})
     here = Source(frames, samples, Counts())
-    expected = find("hosp/labevents", "valuenum", LABS, days)
-    expected_vitals = find("icu/chartevents", "valuenum", CHARTS, days)
-    expected_vitals |= find("icu/outputevents", "value", OUTPUTS, days)
+    expected = find(demo_root, "hosp/labevents", "valuenum", LABS, days)
+    expected_vitals = find(demo_root, "icu/chartevents", "valuenum", CHARTS, days)
+    expected_vitals |= find(demo_root, "icu/outputevents", "value", OUTPUTS, days)
     checked: dict[str, int] = defaultdict(int)
     for made, listed, values in (
         (labs(here), LABS, expected),

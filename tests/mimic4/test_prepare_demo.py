@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import json
 import re
 import subprocess
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -113,23 +111,8 @@ def test_the_store_opens_whole_and_says_where_it_comes_from(cohort: str, prepare
         assert logged[table.split("/")[1], "rows read"] == sum(1 for _ in rows(demo_root, table))
 
 
-def _independent() -> ModuleType:
-    """Load the count from its file: tests are no package."""
-    path = Path(__file__).with_name("independent_count.py")
-    spec = importlib.util.spec_from_file_location("mimic4_independent_count_of_stores", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-independent = _independent()
-
-
 @pytest.fixture(scope="module")
-def counted(demo_root: Path) -> dict[str, list[Any]]:
+def counted(independent: Any, demo_root: Path) -> dict[str, list[Any]]:
     """Samples by the independent count, in the order of patient and prediction time."""
     found = {cohort: independent.count_cohort(demo_root, independent.Rules(cohort)).samples for cohort in COHORTS}
     return {cohort: sorted(samples, key=lambda s: (s.subject, s.prediction)) for cohort, samples in found.items()}

@@ -2,21 +2,17 @@ import csv
 import gzip
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from mmnar_lightning.__main__ import main
-from mmnar_mimic4.simulate import MARKER, simulate
+from mmnar_lightning.simulation import MARKER
+from mmnar_mimic4.simulate import simulate
 
-SHARED = Path(os.environ.get("MMNAR_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 PERSONS = 600  # two chunks, the second cut
 SUBJECT = "subject_id"
 _EVENT = "subject_id,hadm_id,stay_id,caregiver_id"
@@ -117,11 +113,8 @@ def extract(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.shared_data
-def test_headers_are_those_of_the_real_tables() -> None:
-    demo = SHARED / "mimic-iv-demo"
-    if not demo.is_dir():
-        pytest.skip("the MIMIC-IV demo isn't here ($MMNAR_SHARED_DATA or ../shared/data)")
-    found = {f"{p.parent.name}/{p.name.removesuffix('.csv.gz')}": p for p in demo.rglob("*.csv.gz")}
+def test_headers_are_those_of_the_real_tables(demo_root: Path) -> None:
+    found = {f"{p.parent.name}/{p.name.removesuffix('.csv.gz')}": p for p in demo_root.rglob("*.csv.gz")}
     assert set(found) == {name for name in HEADERS if name.startswith(("hosp/", "icu/"))}
     for name, path in found.items():
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
@@ -191,52 +184,16 @@ def test_the_first_patients_are_the_same_however_many_follow(extract: Path, tmp_
     assert small_files.items() <= large_files.items()
 
 
-def test_a_finished_extract_is_left_alone_and_another_is_not_overwritten(tmp_path: Path) -> None:
+def test_another_extract_is_not_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
-    folder.mkdir()
     simulate(folder, 5, films="none", progress=False)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     simulate(folder, 5, films="none", progress=False)
-    for changed in ({"patients": 6}, {"mechanism": "mcar"}, {"release": "3.1"}, {"films": "jpg"}):
-        name, value = next(iter(changed.items()))
+    options: dict[str, Any] = {"patients": 6, "seed": 1, "mechanism": "mcar", "strength": 2.0, "release": "3.1"}
+    for name, value in (options | {"films": "jpg", "film_size": 32}).items():
         with pytest.raises(FileExistsError, match=f"{name} .*, not {value!r}"):
-            simulate(folder, **{"patients": 5, "films": "none", "progress": False, **changed})  # type: ignore[arg-type]
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "thesis.txt").write_text("years of work")
-    for place in (own, own / "thesis.txt"):
-        with pytest.raises(FileExistsError, match="holds no simulated extract"):
-            simulate(place, 5, progress=False)
-    assert (own / "thesis.txt").read_text() == "years of work"
+            simulate(folder, **{"patients": 5, "films": "none", "progress": False, name: value})
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
-
-
-def test_a_failure_half_way_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("mmnar_mimic4.simulated.measurements.micro", fail)
-    with pytest.raises(OSError, match="disk full"):
-        simulate(tmp_path / "raw", 5, progress=False)
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
-
-
-def test_a_kill_half_way_leaves_no_folder_and_the_next_run_finishes(tmp_path: Path) -> None:
-    raw = str(tmp_path / "raw")
-    code = f"from pathlib import Path; from mmnar_mimic4.simulate import simulate; simulate(Path({raw!r}), 20000)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    half = tmp_path / ".raw.partial" / "truth" / "episodes-000000.parquet"
-    deadline = time.monotonic() + 60
-    while not half.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert half.exists()
-    assert not (tmp_path / "raw").exists()
-    simulate(tmp_path / "raw", 5, films="none", progress=False)
-    simulate(tmp_path / "fresh", 5, films="none", progress=False)
-    assert hashes(tmp_path / "raw") == hashes(tmp_path / "fresh")
-    assert not half.parent.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -139,11 +140,19 @@ def test_labels_are_compared_without_regard_to_case_and_need_not_all_be_there(
 def test_what_is_missing_is_named(raw: RawTables, at: At, tmp_path: Path) -> None:
     with pytest.raises(ExtractError, match="does not exist"):
         detect(tmp_path / "nowhere")
+    for table in ("hosp/admissions", "hosp/patients"):
+        folder = tmp_path / table
+        with pytest.raises(ExtractError, match=f"missing table {table} "):
+            detect(extract(raw, at).write(folder, without=(table,)))
+
+
+@pytest.mark.parametrize("folder", ["empty", "raw/hosp", "."])
+def test_a_folder_that_is_no_extract_says_what_is_expected(raw: RawTables, at: At, tmp_path: Path, folder: str) -> None:
+    extract(raw, at).write(tmp_path / "raw")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExtractError, match="missing table hosp/admissions"):
-        detect(tmp_path / "empty")
-    with pytest.raises(ExtractError, match="missing table hosp/patients"):
-        detect(extract(raw, at).write(tmp_path, without=("hosp/patients",)))
+    expected = f"{tmp_path / folder}: no MIMIC-IV extract; the folder that holds its folders hosp and icu is expected"
+    with pytest.raises(ExtractError, match=re.escape(expected)):
+        detect(tmp_path / folder)
 
 
 def test_a_version_that_is_none_of_them(tmp_path: Path) -> None:

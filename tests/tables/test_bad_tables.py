@@ -15,6 +15,7 @@ from mmnar_tables import TablesDataModule
 
 Write = Callable[..., Path]
 Tables = dict[str, pl.DataFrame]
+Case = tuple[Callable[[Tables], dict[str, Any]], str]
 # a value no message, row number or count would hold by chance
 SECRET = 7313.25
 WORD = "unlikely-7313-word"
@@ -32,7 +33,15 @@ def twice(sound: Tables) -> Tables:
     return {"samples": pl.concat([sound["samples"], sound["samples"][1:2]])}
 
 
-BAD: dict[str, tuple[Callable[[Tables], dict[str, Any]], str]] = {
+def without(table: str, column: str) -> Case:
+    return lambda sound: {table: sound[table].drop(column)}, rf"{table}\.parquet: column '{column}' is missing"
+
+
+def null(table: str, column: str) -> Case:
+    return altered(table, **{column: first_row(column, None)}), rf"{table}\.parquet.*{column}.*without a value"
+
+
+BAD: dict[str, Case] = {
     "missing samples": (lambda sound: {"samples": None}, r"samples\.parquet: missing"),
     "missing modality table": (lambda sound: {"labs": None}, r"labs\.parquet: missing"),
     "empty file": (lambda sound: {"labs": b""}, r"labs\.parquet: not a readable parquet file"),
@@ -40,30 +49,12 @@ BAD: dict[str, tuple[Callable[[Tables], dict[str, Any]], str]] = {
         lambda sound: {"labs": b"sample_id,sodium\n1,2\n"},
         r"labs\.parquet: not a readable parquet",
     ),
-    "missing column patient_id": (
-        lambda sound: {"samples": sound["samples"].drop("patient_id")},
-        r"samples\.parquet: column 'patient_id' is missing",
-    ),
-    "missing label column": (
-        lambda sound: {"samples": sound["samples"].drop("icu_90d")},
-        r"samples\.parquet: column 'icu_90d' is missing",
-    ),
-    "missing group column": (
-        lambda sound: {"samples": sound["samples"].drop("sex")},
-        r"samples\.parquet: column 'sex' is missing",
-    ),
-    "missing sample_id": (
-        lambda sound: {"drugs": sound["drugs"].drop("sample_id")},
-        r"drugs\.parquet: column 'sample_id' is missing",
-    ),
-    "missing value column": (
-        lambda sound: {"notes": sound["notes"].drop("text")},
-        r"notes\.parquet: column 'text' is missing",
-    ),
-    "missing hours of a series": (
-        lambda sound: {"vitals": sound["vitals"].drop("hours_before")},
-        r"vitals\.parquet: column 'hours_before' is missing",
-    ),
+    "missing column patient_id": without("samples", "patient_id"),
+    "missing label column": without("samples", "icu_90d"),
+    "missing group column": without("samples", "sex"),
+    "missing sample_id": without("drugs", "sample_id"),
+    "missing value column": without("notes", "text"),
+    "missing hours of a series": without("vitals", "hours_before"),
     "text in a number column": (
         altered("vitals", value=pl.lit(WORD)),
         r"vitals\.parquet: column 'value' is of type String; it must be a number",
@@ -101,18 +92,9 @@ BAD: dict[str, tuple[Callable[[Tables], dict[str, Any]], str]] = {
         r"labs\.parquet: a feature can't be called 'sample'",
     ),
     "duplicate sample_id": (twice, r"samples\.parquet.*(duplicate|unique|twice|more than once).*"),
-    "null patient": (
-        altered("samples", patient_id=first_row("patient_id", None)),
-        r"samples\.parquet.*patient_id.*without a value",
-    ),
-    "null sample_id": (
-        altered("samples", sample_id=first_row("sample_id", None)),
-        r"samples\.parquet.*sample_id.*without a value",
-    ),
-    "null sample_id in a modality": (
-        altered("notes", sample_id=first_row("sample_id", None)),
-        r"notes\.parquet.*sample_id.*without a value",
-    ),
+    "null patient": null("samples", "patient_id"),
+    "null sample_id": null("samples", "sample_id"),
+    "null sample_id in a modality": null("notes", "sample_id"),
     "unknown sample": (
         altered("labs", sample_id=first_row("sample_id", pl.lit(WORD), 3)),
         r"labs\.parquet: column 'sample_id' is not in samples\.parquet: 1 row \(row 4\)",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from datetime import date, datetime
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from mmnar_lightning.records import RecordStore
-from mmnar_tables import TablesDataModule
+from mmnar_lightning.encoders.decoding import FORMATS, FilmReader
+from mmnar_lightning.records import Elements, RecordStore
+from mmnar_tables import TablesDataModule, images
 
 Write = Callable[..., Path]
 
@@ -179,6 +183,27 @@ def test_unreadable_films_are_counted_and_are_no_element(write: Write) -> None:
     again = opened(root)
     assert again.path != store.path  # the film that was replaced makes another store
     assert again.samples["observed/films"].to_list() == [False, True, False, True]
+
+
+def test_what_is_readable_is_what_the_reader_of_films_reads(tmp_path: Path) -> None:
+    assert images.FORMATS == FORMATS
+    assert inspect.signature(FilmReader).parameters["max_pixels"].default == images.MAX_PIXELS
+    large, small = Image.new("L", (10_001, 5_000)), Image.new("L", (10_000, 5_000))
+    large.save(tmp_path / "large.png")
+    small.save(tmp_path / "small.png")
+    large.save(tmp_path / "large.jpg")
+    large.save(tmp_path / "progressive.jpg", progressive=True)
+    Image.new("L", (16, 16)).save(tmp_path / "icon.ico")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "large.jpg").read_bytes()[:5000])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "small.png").read_bytes()[:500])
+    expected = {"large.png": False, "small.png": True, "large.jpg": True, "progressive.jpg": False}
+    expected |= {"icon.ico": False, "cut.jpg": False, "cut.png": False}
+    paths = [tmp_path / name for name in expected]
+    assert dict(zip(expected, images.all_readable(paths), strict=True)) == expected
+    reader = FilmReader("films", (1, 64, 64), 0.875, "center", "bilinear", unreadable="count")
+    for path in paths:
+        found = reader(Elements(torch.zeros(1, dtype=torch.int64), torch.zeros(1), (str(path),)))
+        assert len(found.row) == expected[path.name], path.name
 
 
 def test_what_is_not_read_is_counted(write: Write, sound: dict[str, pl.DataFrame]) -> None:
