@@ -65,37 +65,51 @@ def fit_intercepts(rows: Rows, offset: Tensor, tree: PatternTree) -> Intercepts:
     Returns:
         Shifts, equal on every device.
     """
-    K = offset.shape[1]
     table = LikelihoodTable(rows, offset, len(tree.pattern))
-    tau = _variances(table, tree, K, offset)
+    return fit_shifts(table, lambda shift: pattern_sums(rows, offset, shift), tree, offset[:0], rows.reduce)
+
+
+def fit_shifts(
+    table: Likelihood, exact: Likelihood, tree: PatternTree, like: Tensor, reduce: Reduce = keep
+) -> Intercepts:
+    """Find variances by `table`, which costs little and is equal on every device, then shifts by `exact`.
+
+    Args:
+        table: Likelihood by pattern for the search.
+        exact: The likelihood itself, summed over devices.
+        tree: Patterns over all devices.
+        like: [any, K], a tensor of the type and device to compute in.
+        reduce: Sum over devices.
+    """
+    K = like.shape[1]
+    tau = _variances(table, tree, K, like)
     start = _mode(table, tree, tau, tau[0].new_zeros(1, len(tree.pattern), K), 60, keep)
-    mode = _mode(lambda shift: pattern_sums(rows, offset, shift), tree, tau, start.shift, 60, rows.reduce)
+    mode = _mode(exact, tree, tau, start.shift, 60, reduce)
     return Intercepts(
         mode.shift[0], mode.count[0], mode.centre[0], _sd(mode.sums, tree, tau)[0], tau[0][0, 0], tau[1][0, 0]
     )
 
 
-def _identified(table: Likelihood, tree: PatternTree, like: Tensor) -> tuple[Tensor, Tensor]:
+def identified(information: Tensor, tree: PatternTree) -> tuple[Tensor, Tensor]:
     """Which tasks can tell τ₁ (≥ 2 counts, one with ≥ 2 patterns) and τ₂ (≥ 2 patterns): bool [K] each."""
-    informed = (table(like).information > 0).to(like.dtype)
-    children = tree.by_group(informed)[0]
+    children = tree.by_group((information > 0).to(information.dtype))[0]
     two_counts = ((children > 0).sum(0) >= 2) & (children >= 2).any(0)
     return two_counts, children.sum(0) >= 2
 
 
-def _variances(table: LikelihoodTable, tree: PatternTree, K: int, offset: Tensor) -> tuple[Tensor, Tensor]:
+def _variances(table: Likelihood, tree: PatternTree, K: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Search (τ₁, τ₂) on a grid of pairs, then on finer ones around the best: two tensors [1, 1, K].
 
     A grid has no stopping rule that could part devices, and finds τ = 0, where the optimum often is.
     """
-    coarse = torch.tensor(COARSE, dtype=offset.dtype, device=offset.device)
+    coarse = torch.tensor(COARSE, dtype=like.dtype, device=like.device)
     pairs = torch.cartesian_prod(coarse, coarse)
     first, second = (pairs[:, j, None, None].expand(-1, 1, K) for j in (0, 1))
-    allowed = _identified(table, tree, offset.new_zeros(1, len(tree.pattern), K))
-    start = offset.new_zeros(1, len(tree.pattern), K)
+    start = like.new_zeros(1, len(tree.pattern), K)
+    allowed = identified(table(start).information, tree)
     for factors in (None, *REFINE):
         if factors is not None:
-            power = 2.0 ** torch.tensor(factors, dtype=offset.dtype, device=offset.device)
+            power = 2.0 ** torch.tensor(factors, dtype=like.dtype, device=like.device)
             grown = torch.cartesian_prod(power, power)[:, :, None, None]
             first, second = grown[:, 0] * first, grown[:, 1] * second
         tau = (torch.where(allowed[0], first, 0.0), torch.where(allowed[1], second, 0.0))
@@ -106,7 +120,7 @@ def _variances(table: LikelihoodTable, tree: PatternTree, K: int, offset: Tensor
     return first, second
 
 
-def _divided(top: Tensor, bottom: Tensor) -> Tensor:
+def divided(top: Tensor, bottom: Tensor) -> Tensor:
     """top / bottom, 0 where bottom is 0."""
     return torch.where(bottom > 0, top / bottom.clamp(min=torch.finfo(top.dtype).tiny), 0.0)
 
@@ -118,7 +132,7 @@ def _update(shift: Tensor, sums: Sums, tree: PatternTree, tau: tuple[Tensor, Ten
     weight = 1 + tau[1] ** 2 * h
     R, S = tree.by_group(r / weight), tree.by_group(h / weight)
     group_weight = 1 + tau[0] ** 2 * S
-    centre = _divided((R / group_weight).sum(1), (S / group_weight).sum(1))
+    centre = divided((R / group_weight).sum(1), (S / group_weight).sum(1))
     count = (tau[0] ** 2 * R + centre[:, None]) / group_weight
     return (tau[1] ** 2 * r + count[:, tree.group]) / weight, count, centre
 
@@ -150,8 +164,8 @@ def _criterion(mode: _Mode, tree: PatternTree, tau: tuple[Tensor, Tensor]) -> Te
     weight = 1 + tau[1] ** 2 * h
     S = tree.by_group(h / weight)
     group_weight = 1 + tau[0] ** 2 * S
-    within = _divided((mode.shift - mode.count[:, tree.group]) ** 2, (tau[1] ** 2).expand_as(mode.shift))
-    between = _divided((mode.count - mode.centre[:, None]) ** 2, (tau[0] ** 2).expand_as(mode.count))
+    within = divided((mode.shift - mode.count[:, tree.group]) ** 2, (tau[1] ** 2).expand_as(mode.shift))
+    between = divided((mode.count - mode.centre[:, None]) ** 2, (tau[0] ** 2).expand_as(mode.count))
     fit = mode.sums.likelihood.sum(1) - within.sum(1) / 2 - between.sum(1) / 2
     volume = weight.log().sum(1) + group_weight.log().sum(1) + (S / group_weight).sum(1).clamp(min=1e-300).log()
     prior = (tau[0] ** 2 + tau[1] ** 2)[:, 0] / (2 * TAU_SD**2)
@@ -164,6 +178,6 @@ def _sd(sums: Sums, tree: PatternTree, tau: tuple[Tensor, Tensor]) -> Tensor:
     S = tree.by_group(sums.information / weight)
     group_weight = 1 + tau[0] ** 2 * S
     precision = (S / group_weight).sum(1, keepdim=True)
-    centre = _divided(torch.ones_like(precision), precision)
+    centre = divided(torch.ones_like(precision), precision)
     count = tau[0] ** 2 / group_weight + centre / group_weight**2
     return (tau[1] ** 2 / weight + count[:, tree.group] / weight**2).sqrt()
