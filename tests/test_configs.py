@@ -49,8 +49,10 @@ def extract(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", RUN, ids=named)
 def test_a_config_runs_end_to_end(path: Path, mmnar: Any, own_tables: Path, extract: Path, tmp_path: Path) -> None:
     described = yaml.safe_load(path.read_text())
-    root = extract if described["data"]["class_path"] == "EICUDataModule" else own_tables
-    data = ("--data.init_args.root", root, "--data.init_args.store", tmp_path / "stores")
+    roots = {"EICUDataModule": extract, "TablesDataModule": own_tables}
+    root = roots.get(described["data"]["class_path"])  # simulated patients come from nowhere
+    raw = () if root is None else ("--data.init_args.root", root)
+    data = (*raw, "--data.init_args.store", tmp_path / "stores")
     for command in ("fit", "test", "predict"):
         done = mmnar(command, "--config", path, *data, "--run_dir", tmp_path / "run")
         assert done.status == 0, done.out

@@ -210,7 +210,7 @@ class CausalModel:
                 columns.append(np.ones(len(latent)))
                 continue
             logit = self.mechanism.strength * self._availability_score(view, latent, values)
-            columns.append(sigmoid(self._availability_intercepts[view.name] + logit))
+            columns.append(sigmoid(self._availability_intercepts[view.name] + self.mechanism.shift + logit))
         return np.stack(columns, axis=1)
 
     def chunk(self, number: int) -> Draw:

@@ -43,7 +43,7 @@ def intercept(score: Floats, rate: float, tolerance: float = 1e-10) -> float:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """P(δ_m = 1 | ·) = σ(c_m + γ·s_m), with c_m set so that the share observed stays the same whatever γ is.
+    """P(δ_m = 1 | ·) = σ(c_m + shift + γ·s_m), with c_m set so that without shift a share is observed whatever γ is.
 
     The score s_m has mean 0 and variance 1 over patients. It is nothing (``mcar``), a projection of the modality that
     is observed for everyone (``mar``: ignorable given what was seen), or a projection of the latent health u (``mnar``:
@@ -53,16 +53,20 @@ class Mechanism:
     Args:
         kind: ``mcar``, ``mar`` or ``mnar``.
         strength: γ ≥ 0, log odds per standard deviation of the score. At 0 all three kinds are ``mcar``.
+        shift: Log odds added to every c_m: a place that orders more, or less, than the rates say, for the same reasons.
 
     Raises:
-        ValueError: If the kind is unknown or the strength is negative or not finite.
+        ValueError: If the kind is unknown, the strength is negative or not finite, or the shift is not finite.
     """
 
     kind: MechanismKind = "mnar"
     strength: float = 1.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MechanismKind):
             raise ValueError(f"mechanism {self.kind!r} is not one of {', '.join(get_args(MechanismKind))}")
         if not (np.isfinite(self.strength) and self.strength >= 0.0):
             raise ValueError(f"strength {self.strength} must be a finite number that is not negative")
+        if not np.isfinite(self.shift):
+            raise ValueError(f"shift {self.shift} must be a finite number")
