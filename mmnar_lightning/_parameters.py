@@ -1,8 +1,9 @@
-"""Which parameter learns at which rate: parts of the model, and layers of a pretrained backbone."""
+"""Which parameter learns at which rate: parts of the model, layers of a pretrained backbone, and steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -66,3 +67,15 @@ def parameter_groups(
         found.setdefault((not decays, given.get("lr", lr) * scale, decay), []).append(parameter)
     order = sorted(found, key=lambda key: key[0])  # stable: otherwise as they came
     return [{"params": found[key], "lr": key[1], "weight_decay": key[2]} for key in order]
+
+
+def warmup_cosine(warmup: int, steps: int, floor: float) -> Callable[[int], float]:
+    """Return step → share of the learning rate: linear over `warmup` steps, then a cosine to `floor` at `steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor

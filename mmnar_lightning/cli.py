@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mmnar_lightning import __version__
 from mmnar_lightning.callbacks import AtomicCheckpointIO
 from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
+from mmnar_lightning.finishing import finish
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import RecordDataModule
 
@@ -147,6 +148,12 @@ class MultimodalCLI(LightningCLI):
             # PredictionWriter has them already
             given["return_predictions"] = False
         return given
+
+    def after_fit(self) -> None:
+        """Fit what is fitted once: the rectifier's ladder and the conformal sets, on the best checkpoint."""
+        best = self._run_dir / "checkpoints" / "best.ckpt"
+        if best.is_file():
+            finish(self.trainer, self.model, self.datamodule, best)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer: everything it writes goes into `run_dir`, checkpoints whole or not at all."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mmnar_lightning._evaluated import Collector, EvaluatedRows, pattern_words
 from mmnar_lightning._heads import LinearEvidence, OutcomeHeads
-from mmnar_lightning._parameters import check_part_rates, parameter_groups
+from mmnar_lightning._losses import Loss, OutcomeLoss, Weighting
+from mmnar_lightning._parameters import check_part_rates, parameter_groups, warmup_cosine
 from mmnar_lightning._parts import as_part, build_part
+from mmnar_lightning._watch import spread
 from mmnar_lightning.encoders import Encoder, default_encoder, encode
 from mmnar_lightning.fusion import Fused, Fusion, MMNARFusion
-from mmnar_lightning.metrics import OutcomeMetrics
-from mmnar_lightning.objectives import binary_cross_entropy, focal, global_count, join_unused, masked_mean
+from mmnar_lightning.objectives import global_count, join_unused
 from mmnar_lightning.records import (
     KINDS,
     Encoded,
@@ -29,14 +30,15 @@ from mmnar_lightning.records import (
     RecordSchema,
     RecordStore,
     pattern_id,
-    pattern_names,
     read,
 )
-from mmnar_lightning.rectifier import Rectifier
+from mmnar_lightning.rectifier import Conformal, Rectifier, patient_keys
 
 EncoderFactory = Callable[[Modality, int], Encoder]
 FusionFactory = Callable[[FusionShape], Fusion]
 VALIDATION_METRICS = ("auroc", "auprc", "brier", "log_loss")
+VALIDATED = ("val", "calibration", "conformal")  # loaders of a validation, the last outside `fit` only
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class StepResult:
     Args:
         logits: float [B, K].
         loss: Scalar to minimise.
-        terms: Named parts of the loss, unweighted, detached.
+        terms: Named parts of the loss, unweighted, and what else is watched, detached.
         fused: What the fusion made.
     """
 
@@ -54,17 +56,6 @@ class StepResult:
     loss: Tensor
     terms: dict[str, Tensor]
     fused: Fused
-
-
-@dataclass
-class _Collected:
-    """Rows of an evaluation pass, kept on the device until it ends."""
-
-    rows: list[tuple[Tensor, ...]] = field(default_factory=list)
-
-    def add(self, logits: Tensor, batch: PatientBatch) -> None:
-        row = (logits.detach().float(), batch.targets, batch.labelled, pattern_id(batch.observed), batch.sample)
-        self.rows.append(row)
 
 
 class MultimodalOutcomeModule(LightningModule):
@@ -85,7 +76,8 @@ class MultimodalOutcomeModule(LightningModule):
         focal_gamma: γ of the focal loss.
         label_smoothing: ε; 0 keeps probabilities honest.
         task_weights: w_k by task, 1 where not given.
-        auxiliary_weights: λ_t by term of the fusion, 0 where not given.
+        task_weighting: `fixed`, or `uncertainty`: weights are learned beside w_k, see `OutcomeLoss`.
+        auxiliary_weights: λ_t by term of the fusion; where not given the fusion's own, mostly 0.
         pretrain_epochs: Epochs on the auxiliary part alone.
         anneal_epochs: Epochs over which a falls to 0; None keeps a = 1.
         linear_precision: Precision of the prior of `LinearEvidence`, in samples; None leaves it out.
@@ -95,6 +87,10 @@ class MultimodalOutcomeModule(LightningModule):
             encoders), `encoders`, `fusion`, `heads`.
         warmup: Share of the steps over which the learning rate rises from 0.
         lr_floor: Share of `lr` at which the cosine ends.
+        conformal_alpha: α, share of conformal sets that may miss, see `Conformal`.
+
+    Attributes:
+        finishing: Whether a validation fits what is fitted once after training, see `mmnar_lightning.finishing`.
 
     Raises:
         ValueError: If a name in `encoders`, `task_weights` or `auxiliary_weights` is unknown, or a part can't be built.
@@ -110,10 +106,11 @@ class MultimodalOutcomeModule(LightningModule):
         encoders: dict[str, EncoderFactory] | None = None,
         width: int = 64,
         dropout: float = 0.2,
-        loss: Literal["bce", "focal"] = "bce",
+        loss: Loss = "bce",
         focal_gamma: float = 2.0,
         label_smoothing: float = 0.0,
         task_weights: dict[str, float] | None = None,
+        task_weighting: Weighting = "fixed",
         auxiliary_weights: dict[str, float] | None = None,
         pretrain_epochs: int = 0,
         anneal_epochs: int | None = None,
@@ -123,6 +120,7 @@ class MultimodalOutcomeModule(LightningModule):
         part_rates: dict[str, dict[str, float]] | None = None,
         warmup: float = 0.05,
         lr_floor: float = 0.05,
+        conformal_alpha: float = 0.1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -132,24 +130,19 @@ class MultimodalOutcomeModule(LightningModule):
         self.hparams["fusion"] = as_part(self.hparams["fusion"])
         self.hparams["encoders"] = {name: as_part(part) for name, part in (self.hparams["encoders"] or {}).items()}
         self.schema = RecordSchema.from_dict(schema)
-        if loss not in ("bce", "focal"):
-            raise ValueError(f"loss {loss!r} is not one of bce, focal")
         _check_names("task_weights", task_weights or {}, self.schema.task_names)
         check_part_rates(part_rates or {})
         # a kind that no modality has is no mistake: a config serves also where modalities are left out
         _check_names("encoders", self.hparams["encoders"], [*self.schema.names, *KINDS])
         self.auxiliary_weights = dict(auxiliary_weights or {})
         self.rectifier = Rectifier(self.schema.task_names)
+        self.conformal = Conformal(self.schema.task_names, conformal_alpha)
+        self.finishing = False
         self.heads: OutcomeHeads | None = None
         self.linear: LinearEvidence | None = None
-        self._collected: dict[str, _Collected] = {}
-        self.register_buffer(
-            "_weights",
-            torch.tensor([(task_weights or {}).get(t, 1.0) for t in self.schema.task_names]),
-            persistent=False,
-        )
-        rates = [0.5 if t.prevalence is None else t.prevalence for t in self.schema.tasks]
-        self.register_buffer("_alpha", 1 - torch.tensor(rates), persistent=False)
+        self.outcome_loss = OutcomeLoss(self.schema, loss, focal_gamma, label_smoothing, task_weights, task_weighting)
+        self.evaluated: dict[str, EvaluatedRows] = {}
+        self._collected: dict[str, Collector] = {}
 
     def configure_model(self) -> None:
         """Build encoders, fusion and heads; does nothing the second time."""
@@ -222,27 +215,17 @@ class MultimodalOutcomeModule(LightningModule):
             return 1.0
         return max(0.0, 1.0 - since / over) if over else 0.0
 
-    def outcome_losses(self, logits: Tensor, batch: PatientBatch) -> Tensor:
-        """Return the labelled mean of each task's loss over all devices: [K]."""
-        smoothing = float(self.hparams["label_smoothing"])
-        if self.hparams["loss"] == "bce":
-            values = binary_cross_entropy(logits, batch.targets, smoothing)
-        else:
-            alpha = self._alpha
-            assert isinstance(alpha, Tensor)
-            values = focal(logits, batch.targets, float(self.hparams["focal_gamma"]), alpha, smoothing)
-        return masked_mean(values, batch.labelled, dim=0)
-
     def _shared_step(self, batch: PatientBatch) -> StepResult:
         encoded, fused, logits = self._outcome(batch)
-        losses = self.outcome_losses(logits, batch)
-        outcome = (losses * self._weights).sum()  # type: ignore[operator]
+        losses = self.outcome_loss(logits, batch)
+        outcome = self.outcome_loss.total(losses, batch)
         terms = {f"loss_{task}": losses[k].detach() for k, task in enumerate(self.schema.task_names)}
         if self.linear is not None:
             outcome = outcome + self.linear.penalty()
         share = self.auxiliary_share
-        wanted = {name: weight for name, weight in self.auxiliary_weights.items() if weight and share}
-        loss = join_unused(outcome.new_zeros(()), [logits]) if self.pretraining else outcome
+        weights = {**self.fusion.own_weights, **self.auxiliary_weights}
+        wanted = {name: weight for name, weight in weights.items() if weight and share}
+        loss = join_unused(outcome.new_zeros(()), [outcome]) if self.pretraining else outcome
         if wanted:
             named = self.fusion.auxiliary(encoded, fused, batch.targets, batch.labelled, global_count)
             _check_names("auxiliary_weights", wanted, list(named))
@@ -251,7 +234,7 @@ class MultimodalOutcomeModule(LightningModule):
             terms |= {name: term.detach() for name, term in named.items()}
         else:
             loss = join_unused(loss, self.fusion.parameters())
-        return StepResult(logits, loss, terms, fused)
+        return StepResult(logits, loss, terms | spread(encoded, fused.patient, self.schema.names), fused)
 
     def training_step(self, batch: PatientBatch, batch_idx: int) -> Tensor:
         """Minimise the loss on a batch; log it by term."""
@@ -260,6 +243,18 @@ class MultimodalOutcomeModule(LightningModule):
         logged = {"train/loss": result.loss.detach()} | {f"train/{name}": v for name, v in result.terms.items()}
         self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
         return result.loss
+
+    def setup(self, stage: str) -> None:
+        """Refuse weights of another precision than 32 bits.
+
+        Raises:
+            ValueError: If the trainer's precision is none of `PRECISIONS`.
+        """
+        if (precision := str(self.trainer.precision)) not in PRECISIONS:
+            raise ValueError(
+                f"precision {precision!r} would round what values are standardised with; "
+                f"choose one of {', '.join(PRECISIONS)}"
+            )
 
     def on_fit_start(self) -> None:
         """Let the encoders find, or make once, what is derived from the store."""
@@ -276,19 +271,24 @@ class MultimodalOutcomeModule(LightningModule):
         self.log("train/auxiliary_share", self.auxiliary_share, on_step=False, on_epoch=True, batch_size=1)
 
     def validation_step(self, batch: PatientBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collect the rows of val (loader 0) and of calibration A (loader 1)."""
-        self._collect(("val", "calibration")[dataloader_idx], batch)
+        """Collect the rows of val (loader 0), calibration A (1) and, where there is one, calibration B (2)."""
+        self._collect(VALIDATED[dataloader_idx], batch)
 
     def test_step(self, batch: PatientBatch, batch_idx: int) -> None:
         """Collect the rows of test."""
         self._collect("test", batch)
 
     def predict_step(self, batch: PatientBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Return `raw` and `rectified` probabilities [B, K] with `sample`, `pattern`, `targets` and `labelled`."""
+        """Return `raw` and `rectified` probabilities [B, K] with `sample`, `pattern`, `targets` and `labelled`.
+
+        And `uncertainty` [B], where the fusion has such a view.
+        """
         batch = self._opened(batch)
-        logits = self(batch).float()
-        pattern = pattern_id(batch.observed)
+        _, fused, logits = self._outcome(batch)
+        logits, pattern = logits.float(), pattern_id(batch.observed)
+        own = {name: view for name, view in fused.views.items() if name == "uncertainty"}
         return {
+            **own,
             "sample": batch.sample,
             "pattern": pattern,
             "raw": self._coherent(logits.sigmoid()),
@@ -304,6 +304,14 @@ class MultimodalOutcomeModule(LightningModule):
         """
         return self._coherent(self.rectifier.probabilities(logits, pattern))
 
+    def versions(self, logits: Tensor, pattern: Tensor) -> dict[str, Tensor]:
+        """Return `raw`, globally `recalibrated` and `rectified` probabilities [B, K] of logits [B, K]."""
+        return {
+            "raw": self._coherent(logits.sigmoid()),
+            "recalibrated": self._coherent(self.rectifier.recalibrate(logits).sigmoid()),
+            "rectified": self.rectify(logits, pattern),
+        }
+
     def _coherent(self, probabilities: Tensor) -> Tensor:
         columns: list[Tensor] = []
         for k, parent in enumerate(self.schema.parents):
@@ -314,63 +322,71 @@ class MultimodalOutcomeModule(LightningModule):
     def _collect(self, stage: str, batch: PatientBatch) -> None:
         batch = self._opened(batch, stage)
         # no loss here: its counts are all-reduced, and devices may have different numbers of batches
-        self._collected.setdefault(stage, _Collected()).add(self(batch), batch)
+        self._collected.setdefault(stage, Collector()).add(self(batch), batch)
+
+    def _gather(self, stage: str) -> EvaluatedRows | None:
+        """Close a pass: its rows are now in `evaluated`, until the next one of that stage starts."""
+        rows = self._collected.pop(stage, Collector()).gathered()
+        if rows is not None:
+            self.evaluated[stage] = rows
+        return rows
+
+    def on_validation_epoch_start(self) -> None:
+        """Let go of the rows of the last pass."""
+        self.evaluated = {stage: rows for stage, rows in self.evaluated.items() if stage not in VALIDATED}
+
+    def on_test_epoch_start(self) -> None:
+        """Let go of the rows of the last pass."""
+        self.evaluated.pop("test", None)
 
     def on_validation_epoch_end(self) -> None:
         """Fit the rectifier on calibration A, then log metrics of val, raw and rectified."""
-        calibration = self._gathered("calibration")
+        conformal, calibration = self._gather("conformal"), self._gather("calibration")
         # validating a checkpoint must not change it
-        if calibration is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._fit_rectifier(*calibration)
+        if self.finishing:
+            self._finish(calibration, conformal)
+        elif calibration is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._fit_rectifier(calibration)
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """Log metrics of test, raw and rectified."""
         self._log_metrics("test")
 
-    def _fit_rectifier(self, logits: Tensor, targets: Tensor, labelled: Tensor, pattern: Tensor) -> None:
-        rectifier = Rectifier(self.schema.task_names)
-        self.rectifier = rectifier.fit(logits, targets, labelled, pattern, len(self.schema.names))
-        shifts = self.rectifier.shifts(self._pattern_words)
+    def _fit_rectifier(self, rows: EvaluatedRows) -> None:
+        self.rectifier = Rectifier(self.schema.task_names).fit(
+            rows.logits, rows.targets, rows.labelled, rows.pattern, len(self.schema.names)
+        )
+        # sets are about the probabilities of one rectifier
+        self.conformal = Conformal(self.schema.task_names, float(self.hparams["conformal_alpha"]))
+        shifts = self.rectifier.shifts(pattern_words(self.schema))
         self.log_dict({f"rectifier/{name}": value for name, value in shifts.items()}, batch_size=1)
 
-    def _gathered(self, stage: str) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Rows of a stage from all devices, in the order of the samples: every device then computes the same."""
-        rows = self._collected.pop(stage, _Collected()).rows
-        if not rows:
-            return None
-        own = tuple(torch.cat(column).cpu() for column in zip(*rows, strict=True))
-        shards = [own]
-        if self.trainer.world_size > 1:
-            shards = [own] * self.trainer.world_size
-            torch.distributed.all_gather_object(shards, own)
-        logits, targets, labelled, pattern, sample = (torch.cat(column) for column in zip(*shards, strict=True))
-        order = sample.argsort()
-        return logits[order], targets[order], labelled[order], pattern[order]
+    def _finish(self, a: EvaluatedRows | None, b: EvaluatedRows | None) -> None:
+        """Choose the rectifier's rungs on calibration A, then fit the conformal sets on calibration B."""
+        modalities = len(self.schema.names)
+        if a is not None:
+            patient = self.trainer.datamodule.records.samples["patient"].gather(a.sample.numpy())  # type: ignore[attr-defined]
+            self.rectifier = Rectifier(self.schema.task_names).fit_ladder(
+                a.logits, a.targets, a.labelled, a.pattern, patient_keys(patient), modalities
+            )
+        if b is not None:
+            p = self.rectify(b.logits, b.pattern)
+            self.conformal = Conformal(self.schema.task_names, float(self.hparams["conformal_alpha"])).fit(
+                p, b.targets, b.labelled, b.pattern, modalities
+            )
 
     def _log_metrics(self, stage: str) -> None:
-        gathered = self._gathered(stage)
-        if gathered is None:
+        rows = self._gather(stage)
+        if rows is None:
             return
-        logits, targets, labelled, pattern = gathered
-        values = masked_mean(binary_cross_entropy(logits, targets), labelled, counts=_local, dim=0)
-        logged: dict[str, Any] = {f"{stage}/loss": values.mean()}
-        versions = {"": self._coherent(logits.sigmoid()), "rectified/": self.rectify(logits, pattern)}
+        versions = self.versions(rows.logits, rows.pattern)
         # exact but not cheap: what chooses the checkpoint and a few curves while training, everything in the end
         chosen = VALIDATION_METRICS if self.trainer.state.fn == "fit" else None
-        if chosen is None:
-            versions["recalibrated/"] = self._coherent(self.rectifier.recalibrate(logits).sigmoid())
-        for kind, probabilities in versions.items():
-            # rows of all devices are here already
-            metrics = OutcomeMetrics(self.schema.task_names, self._pattern_words, chosen, sync_on_compute=False)
-            metrics.update(probabilities, targets, labelled, pattern)
-            logged |= {f"{stage}/{kind}{name}": value for name, value in metrics.compute().items()}
-        self.log_dict(logged, batch_size=1)
-
-    @property
-    def _pattern_words(self) -> dict[int, str]:
-        """Names of the patterns that are most frequent in train."""
-        return {p: "+".join(pattern_names(p, self.schema.names)) or "none" for p in self.schema.patterns}
+        if chosen is not None:
+            del versions["recalibrated"]
+        found = rows.metrics(versions, self.schema, chosen)
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, batch_size=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine down to `lr_floor`, per step."""
@@ -379,31 +395,18 @@ class MultimodalOutcomeModule(LightningModule):
         groups = parameter_groups(self, hparams["lr"], hparams["weight_decay"], rates)
         optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = _warmup_cosine(round(hparams["warmup"] * steps), steps, hparams["lr_floor"])
+        schedule = warmup_cosine(round(hparams["warmup"] * steps), steps, hparams["lr_floor"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the rectifier, as plain lists."""
-        return {"rectifier": self.rectifier.to_state()}
+        """Return the rectifier and the conformal sets, as plain lists."""
+        return {"rectifier": self.rectifier.to_state(), "conformal": self.conformal.to_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the rectifier from a checkpoint."""
+        """Take the rectifier and the conformal sets from a checkpoint."""
         self.rectifier = Rectifier.from_state(state["rectifier"])
-
-
-def _local(count: Tensor) -> Tensor:
-    return count.clamp(min=1)
-
-
-def _warmup_cosine(warmup: int, steps: int, floor: float) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-
-    return factor
+        self.conformal = Conformal.from_state(state["conformal"])
 
 
 def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:

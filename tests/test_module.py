@@ -14,12 +14,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from mmnar_lightning.fusion import ConcatFusion, DeltaOnlyFusion, MMNARFusion
+from mmnar_lightning._evaluated import EvaluatedRows
+from mmnar_lightning.fusion import ConcatFusion, DeltaOnlyFusion, EvidenceFusion, MMNARFusion
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import Elements, PatientBatch, RecordDataModule, SplitSettings
 
 USED = ["vitals", "labs", "diagnoses"]
 WEIGHTS = {"reconstruction": 1.0, "contrast": 0.3, "missingness": 0.5}
+TERMS = {MMNARFusion: WEIGHTS, EvidenceFusion: {"reconstruction": 2.0, "availability": 0.5}}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -151,9 +153,9 @@ def test_the_rectifier_knows_calibration_a_only(
     given: list[int] = []
     original = MultimodalOutcomeModule._fit_rectifier
 
-    def spied(self: MultimodalOutcomeModule, logits: Tensor, *rest: Tensor) -> None:
-        given.append(len(logits))
-        original(self, logits, *rest)
+    def spied(self: MultimodalOutcomeModule, rows: EvaluatedRows) -> None:
+        given.append(len(rows))
+        original(self, rows)
 
     monkeypatch.setattr(MultimodalOutcomeModule, "_fit_rectifier", spied)
     Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET).fit(make(), datamodule=data)
@@ -243,13 +245,18 @@ def test_pretraining_moves_no_head_and_reaches_everything_else(make: MakeModule,
         assert any(g.any() for name, g in found.items() if name.startswith(part)), part
 
 
-@pytest.mark.parametrize("fusion", [MMNARFusion, ConcatFusion, DeltaOnlyFusion])
+@pytest.mark.parametrize("fusion", [MMNARFusion, EvidenceFusion, ConcatFusion, DeltaOnlyFusion])
 @pytest.mark.parametrize("epoch", [0, 1, 5])
 def test_every_parameter_has_a_gradient_in_every_phase(
     fusion: Any, epoch: int, make: MakeModule, batch: PatientBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = WEIGHTS if fusion is MMNARFusion else {}
-    module = make(fusion=fusion, auxiliary_weights=weights, pretrain_epochs=1, anneal_epochs=2).train()
+    module = make(
+        fusion=fusion,
+        auxiliary_weights=TERMS.get(fusion),
+        pretrain_epochs=1,
+        anneal_epochs=2,
+        task_weighting="uncertainty",
+    ).train()
     at_epoch(monkeypatch, epoch)
     found = gradients(module, batch)
     assert all(g.isfinite().all() for g in found.values())
@@ -278,7 +285,7 @@ def plain_loss(logits: Tensor, batch: PatientBatch, task: int) -> float:
 def test_bce_is_the_mean_over_the_labelled(make: MakeModule, batch: PatientBatch) -> None:
     module = make().eval()
     logits = module(batch).detach()
-    losses = module.outcome_losses(logits, batch)
+    losses = module.outcome_loss(logits, batch)
     assert not batch.labelled.all()
     for k in range(3):
         assert float(losses[k]) == pytest.approx(plain_loss(logits, batch, k), rel=1e-4)
@@ -287,7 +294,7 @@ def test_bce_is_the_mean_over_the_labelled(make: MakeModule, batch: PatientBatch
 def test_focal_weighs_by_training_prevalence(make: MakeModule, batch: PatientBatch) -> None:
     module = make(loss="focal", focal_gamma=1.5).eval()
     logits = module(batch).detach()
-    losses = module.outcome_losses(logits, batch)
+    losses = module.outcome_loss(logits, batch)
     for k, task in enumerate(module.schema.tasks):
         known = batch.labelled[:, k].numpy()
         p, y = logits[:, k].double().sigmoid().numpy()[known], batch.targets[:, k].numpy()[known]
@@ -300,12 +307,12 @@ def test_focal_weighs_by_training_prevalence(make: MakeModule, batch: PatientBat
 def test_a_missing_label_teaches_nothing(make: MakeModule, batch: PatientBatch) -> None:
     module = make(auxiliary_weights=WEIGHTS).eval()
     logits = module(batch).detach().requires_grad_()
-    module.outcome_losses(logits, batch).sum().backward()  # type: ignore[no-untyped-call]
+    module.outcome_loss(logits, batch).sum().backward()
     assert logits.grad is not None
     assert not logits.grad[~batch.labelled].any()
     assert (logits.grad[batch.labelled] != 0).all()
     turned = replace(batch, targets=torch.where(batch.labelled, batch.targets, 1 - batch.targets))
-    assert torch.equal(module.outcome_losses(logits, turned), module.outcome_losses(logits, batch))
+    assert torch.equal(module.outcome_loss(logits, turned), module.outcome_loss(logits, batch))
 
 
 def test_a_batch_without_any_label_has_loss_zero(make: MakeModule, batch: PatientBatch) -> None:
@@ -333,7 +340,7 @@ def only(batch: PatientBatch, rows: list[int], modalities: set[str] | None = Non
     return PatientBatch(elements, observed, batch.targets[index], batch.labelled[index], batch.sample[index])
 
 
-@pytest.mark.parametrize("fusion", [MMNARFusion, ConcatFusion, DeltaOnlyFusion])
+@pytest.mark.parametrize("fusion", [MMNARFusion, EvidenceFusion, ConcatFusion, DeltaOnlyFusion])
 @pytest.mark.parametrize(
     ("rows", "modalities"),
     [
@@ -349,8 +356,7 @@ def only(batch: PatientBatch, rows: list[int], modalities: set[str] | None = Non
 def test_a_batch_with_little_in_it_is_finite_and_trains(
     fusion: Any, rows: list[int], modalities: set[str] | None, make: MakeModule, batch: PatientBatch
 ) -> None:
-    weights = WEIGHTS if fusion is MMNARFusion else {}
-    module = make(fusion=fusion, auxiliary_weights=weights).train()
+    module = make(fusion=fusion, auxiliary_weights=TERMS.get(fusion), task_weighting="uncertainty").train()
     little = only(batch, rows, modalities)
     assert module(little).shape == (len(rows), 3)
     assert module(little).isfinite().all()

@@ -7,8 +7,8 @@ import pytest
 from lightning.pytorch import Trainer
 from torch import nn
 
-from mmnar_lightning._parameters import parameter_groups
-from mmnar_lightning.module import MultimodalOutcomeModule, _warmup_cosine
+from mmnar_lightning._parameters import parameter_groups, warmup_cosine
+from mmnar_lightning.module import MultimodalOutcomeModule
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -20,12 +20,12 @@ QUIET: dict[str, Any] = {
 
 
 def test_the_learning_rate_rises_and_falls_as_it_says() -> None:
-    factor = _warmup_cosine(4, 24, 0.1)
+    factor = warmup_cosine(4, 24, 0.1)
     assert [factor(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert factor(4) == pytest.approx(1.0)
     assert factor(14) == pytest.approx(0.55)
     assert factor(24) == factor(1000) == pytest.approx(0.1)
-    assert [_warmup_cosine(0, 1, 0.0)(s) for s in (0, 1)] == pytest.approx([1.0, 0.0])
+    assert [warmup_cosine(0, 1, 0.0)(s) for s in (0, 1)] == pytest.approx([1.0, 0.0])
 
 
 def test_only_matrices_are_decayed(make_datamodule: Any, tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ class PredictionWriter(Callback):
     """Writes ``predictions.parquet`` at the end of `predict`: one row a sample, on one process, whole or not at all.
 
     Columns: `sample` (row of the store), `patient` (keyed hash), `site`, `split` (calibration B, which the rectifier
-    has not seen, is `conformal`), `pattern`, and for each task `{task}/raw`, `{task}/rectified` (probabilities),
-    `{task}/target` and `{task}/labelled`. The file's metadata hold the fingerprints of schema and store. Original
-    ids of patients and stays remain in the store; `site` is the source's own.
+    has not seen, is `conformal`), `pattern`, `uncertainty` (mean variance of the posterior, where the fusion has one),
+    and for each task `{task}/raw`, `{task}/rectified` (probabilities), `{task}/target` and `{task}/labelled`. The
+    file's metadata hold the fingerprints of schema and store. Original ids of patients and stays remain in the store;
+    `site` is the source's own.
 
     Args:
         path: File to write; None writes into the run's folder.
@@ -76,6 +77,8 @@ class PredictionWriter(Callback):
 
 def _frame(rows: Mapping[str, Tensor], module: Any) -> pl.DataFrame:
     columns = {"sample": rows["sample"].numpy(), "pattern": rows["pattern"].numpy()}
+    if "uncertainty" in rows:
+        columns["uncertainty"] = rows["uncertainty"].float().numpy()
     for k, task in enumerate(module.schema.task_names):
         columns[f"{task}/raw"] = rows["raw"][:, k].numpy()
         columns[f"{task}/rectified"] = rows["rectified"][:, k].float().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +14,25 @@ from rich.console import Console
 from rich.table import Table
 
 from mmnar_lightning import __version__
+from mmnar_lightning._evaluated import PREFIXES
 from mmnar_lightning.callbacks.availability import overview
-from mmnar_lightning.records import RecordDataModule, RecordSchema
+from mmnar_lightning.evaluation.assessment import Assessment, assess
+from mmnar_lightning.records import RecordDataModule, RecordSchema, pattern_names
+from mmnar_lightning.rectifier.conformal import Coverage
 
 SHOWN = ("auroc", "auprc", "brier", "log_loss", "calibration_slope")
-VERSIONS = {"raw": "", "recalibrated": "recalibrated/", "rectified": "rectified/"}
 
 
 class MetricSummary(Callback):
     """Prints the metrics of each task, and writes ``metrics-{stage}.json`` and ``report-{stage}.md``.
 
-    Raw, globally recalibrated and rectified probabilities stand side by side. One process prints and writes. The files
-    lie in the run's folder and are whole or not there; they hold counts and shares, none below 10 people.
+    Raw, globally recalibrated and rectified probabilities stand side by side. A test also gets 95 % patient-cluster
+    bootstrap intervals, what availability alone predicts (the δ-only model, and its AUROC adjusted for the risk known
+    of everyone), the worst pattern as a shrunken estimate, and the coverage of the conformal sets, from
+    ``pl_module.evaluated["test"]`` and ``pl_module.conformal``; without the former there are point estimates alone.
+
+    One process prints, computes and writes. The files lie in the run's folder and are whole or not there; they hold
+    counts and shares, none below 10 people.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,14 +55,16 @@ class MetricSummary(Callback):
         if not trainer.is_global_zero or not found:
             return
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(folder / f"metrics-{stage}.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
         schema: Any = pl_module.schema
         assert isinstance(schema, RecordSchema)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, RecordDataModule):
+            assessed = _assessed(pl_module, data, schema) if stage == "test" else None
+            found |= {} if assessed is None else assessed.numbers()
             rectifier: Any = pl_module.rectifier
             reasons = dict(zip(schema.task_names, rectifier.reasons, strict=True))
-            _write(folder / f"report-{stage}.md", report(data, schema, found, stage, reasons))
+            _write(folder / f"report-{stage}.md", report(data, schema, found, stage, reasons, assessed))
+        _write(folder / f"metrics-{stage}.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
         console = Console()
         if not console.is_terminal:
             console = Console(width=140)
@@ -62,8 +72,23 @@ class MetricSummary(Callback):
         console.print(f"all metrics: {folder / f'metrics-{stage}.json'}   report: {folder / f'report-{stage}.md'}")
 
 
+def _assessed(module: Any, data: RecordDataModule, schema: RecordSchema) -> Assessment | None:
+    """Assess the rows of the test that the module has kept; None where it keeps none."""
+    kept = getattr(module, "evaluated", {}).get("test")
+    if kept is None:
+        return None
+    probabilities = module.versions(kept.logits, kept.pattern)
+    rows = {name: getattr(kept, name) for name in ("targets", "labelled", "pattern", "sample")}
+    return assess(probabilities | rows, data, schema, module.conformal)
+
+
 def report(
-    data: RecordDataModule, schema: RecordSchema, found: Mapping[str, float], stage: str, reasons: Mapping[str, str]
+    data: RecordDataModule,
+    schema: RecordSchema,
+    found: Mapping[str, float],
+    stage: str,
+    reasons: Mapping[str, str],
+    assessed: Assessment | None = None,
 ) -> str:
     """Say in Markdown what was run on whom, with which result.
 
@@ -73,6 +98,7 @@ def report(
         found: Metrics by name, without the stage.
         stage: `val` or `test`.
         reasons: Why the rectifier leaves a task as it is, by task; an empty string where it does not.
+        assessed: What was found beside the metrics; its numbers are part of `found`.
     """
     manifest = data.records.manifest
     lines = [f"# {manifest['dataset']}, {manifest['cohort']}: {stage}", ""]
@@ -87,13 +113,87 @@ def report(
     lines += [f"| {t} | {what} | {_suppressed(n)} |" for t, what, n in manifest.get("counts", []) if "excluded" in what]
     lines += ["", "## Train", "", overview(data, schema), "", "## Results", ""]
     lines += [f"| task | probabilities | {' | '.join(SHOWN)} |", f"|---|---|{'---|' * len(SHOWN)}"]
+    versions = PREFIXES if assessed is None else PREFIXES | {"δ-only": "delta_only/"}
     for task in schema.task_names:
-        for name, prefix in VERSIONS.items():
-            cells = [found.get(f"{prefix}{task}/{metric}") for metric in SHOWN]
-            lines.append(f"| {task} | {name} | {' | '.join(map(_number, cells))} |")
+        for name, prefix in versions.items():
+            cells = [_interval(found, f"{prefix}{task}/{metric}") for metric in SHOWN]
+            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
     left = {task: reason for task, reason in reasons.items() if reason}
     lines += ["", *(f"{task} is neither recalibrated nor rectified: {reason}." for task, reason in left.items())]
+    if assessed is not None:
+        lines += [*_how(assessed), *_availability(assessed, schema, found), *_worst(assessed, schema)]
+        lines += _conformal(assessed.coverage)
     return "\n".join(lines) + "\n"
+
+
+def _how(assessed: Assessment) -> list[str]:
+    """Say what the intervals are."""
+    draws = sorted({i.draws for i in assessed.intervals.values() if math.isfinite(i.low)})
+    if not draws:
+        return []
+    counted = str(draws[0]) if len(draws) == 1 else f"{draws[0]} to {draws[-1]}"
+    text = (
+        f"In brackets: 95 % intervals over {counted} draws of the test patients, each with all of their samples. They"
+    )
+    return ["", text, "hold no variation of training. Fewer draws are made of more rows, to bound the time."]
+
+
+def _availability(assessed: Assessment, schema: RecordSchema, found: Mapping[str, float]) -> list[str]:
+    """What the pattern of observed modalities predicts by itself, and beyond what is known of everyone."""
+    structured, fitted = assessed.structured, assessed.availability
+    lines = ["", "## Availability alone", ""]
+    lines += [f"δ-only: the risk of each availability pattern, shrunken, from {_suppressed(fitted.samples)} training"]
+    lines += ["samples; it reads no value. Availability also measures severity and throughput of care."]
+    lines += [f"{t} has no δ-only model: {r}." for t, r in zip(schema.task_names, fitted.reasons, strict=True) if r]
+    if structured.reason:
+        return [*lines, "", f"Its AUROC adjusted for the structured-only risk is not available: {structured.reason}."]
+    lines += ["", "Adjusted: the AUROC among people of the same structured-only risk (Janes and Pepe 2009), 0.5 where"]
+    lines += ["availability tells nothing beyond it. That risk is a logistic regression on what (nearly) everyone has,"]
+    lines += [f"{', '.join(structured.modalities)}, from {_suppressed(structured.samples)} training samples.", ""]
+    lines += ["| task | structured-only AUROC | δ-only AUROC | adjusted |", "|---|---|---|---|"]
+    for task in schema.task_names:
+        names = (f"structured_only/{task}/auroc", f"delta_only/{task}/auroc", f"delta_only/{task}/adjusted_auroc")
+        lines.append(f"| {task} | {' | '.join(_interval(found, name) for name in names)} |")
+    return lines
+
+
+def _worst(assessed: Assessment, schema: RecordSchema) -> list[str]:
+    """The lowest AUROC inside a pattern, shrunken and as it is."""
+    lines = ["", "## Worst pattern", ""]
+    lines += ["Of the patterns that ≥ 10 people have with the outcome and ≥ 10 without. The raw minimum reads low; the"]
+    lines += ["interval of the shrunken estimate covers on average over patterns.", ""]
+    lines += ["| task | patterns | raw minimum | lowest shrunken AUROC | pattern |", "|---|---|---|---|---|"]
+    for task, patterns in assessed.patterns.items():
+        cells = ["–"] * 3
+        if patterns:
+            w, raw = patterns[0], min(row.raw for row in patterns)
+            name = "+".join(pattern_names(w.pattern, schema.names)) or "none"
+            cells = [f"{raw:.3f}", f"{w.shrunken:.3f} [{w.low:.3f}, {w.high:.3f}]", name]
+        lines.append(f"| {task} | {len(patterns)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _conformal(coverage: list[Coverage]) -> list[str]:
+    """Coverage of the conformal sets by class and pattern group."""
+    lines = ["", "## Conformal sets", ""]
+    if not coverage:
+        return [
+            *lines,
+            "There are none: no sets were fitted on calibration B, or every group has fewer than 10 people.",
+        ]
+    lines += [
+        "How often a set holds the true label, by class and pattern group; groups of fewer than 10 people are left"
+    ]
+    lines += ["out. Expected: the range of 95 % of such coverages for as many rows, were they exchangeable; several"]
+    lines += ["samples of a patient widen it. Where there is none, and inside a group, nothing is promised.", ""]
+    lines += ["| task | label | group | calibration | test | coverage | expected | mean size | empty | single | both |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
+    for row in coverage:
+        expected = "–" if math.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        cells = [row.task, row.label, row.group, _suppressed(row.calibration), row.samples, f"{row.coverage:.3f}"]
+        shares = [f"{share:.3f}" for share in (row.size, row.empty, row.single, row.both)]
+        lines.append(f"| {' | '.join(map(str, [*cells, expected, *shares]))} |")
+    return lines
 
 
 def _table(schema: RecordSchema, found: Mapping[str, float], stage: str) -> Table:
@@ -110,6 +210,12 @@ def _table(schema: RecordSchema, found: Mapping[str, float], stage: str) -> Tabl
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(found: Mapping[str, float], name: str) -> str:
+    low, high = found.get(f"{name}/low"), found.get(f"{name}/high")
+    ends = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{_number(found.get(name))}{ends}"
 
 
 def _suppressed(count: int) -> str:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from mmnar_lightning.encoders.documents import nearest
+from mmnar_lightning.encoders.nearest import nearest
 from mmnar_lightning.records import Elements
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
+from mmnar_lightning.encoders.nearest import nearest
 from mmnar_lightning.records import Elements, RecordStore, StoreError
 from mmnar_lightning.records.derived import derive
 
@@ -318,23 +319,6 @@ def _split(ascending: Array, low: int, high: int, most: int) -> Iterator[tuple[i
         parts.append((first, high))
         high = first
     yield from parts[::-1]
-
-
-def nearest(row: Array, hours: Array, most: int) -> Array:
-    """Choose the elements of each row that are nearest to the prediction time; unknown hours come last.
-
-    Args:
-        row: int64 [E], ascending.
-        hours: float32 [E], NaN where unknown.
-        most: Elements a row.
-
-    Returns:
-        int64 indices of those kept, ascending.
-    """
-    order = np.lexsort((np.arange(len(row)), np.where(np.isnan(hours), np.inf, hours), row))
-    # sorted by row first, so that the place within a row is the distance to its first element
-    place = np.arange(len(row)) - np.searchsorted(row, row[order])
-    return np.sort(order[place < most])
 
 
 def only_nearest(elements: Elements, most: int) -> Elements:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmnar_lightning.encoders.base import Encoder
 from mmnar_lightning.encoders.decoding import UnreadableError
-from mmnar_lightning.encoders.documents import nearest
+from mmnar_lightning.encoders.nearest import nearest
 from mmnar_lightning.records import (
     Elements,
     IndexReader,

@@ -179,7 +179,7 @@ class _Data:
         sums = np.zeros(draws)
         for f, stream in enumerate(np.random.SeedSequence(seed).spawn(len(self.folds))):
             first = 0
-            for weights in _weights(self.members[f], draws, np.random.default_rng(stream)):
+            for weights in patient_weights(self.members[f], draws, np.random.default_rng(stream)):
                 sums[first : first + len(weights)] += join(self._values(metric, f, weights))
                 first += len(weights)
         # a draw in which a fold has no event leaves the mean undefined: it is counted out, not averaged around
@@ -194,8 +194,14 @@ class _Data:
         return [metric.of(score[rows], self.targets[rows], weights) for score in self.scores]
 
 
-def _weights(member: NDArray[np.int64], draws: int, generator: np.random.Generator) -> Iterator[Array]:
-    """Draw patients with replacement: how often each row is drawn, in chunks of [d, n]."""
+def patient_weights(member: NDArray[np.int64], draws: int, generator: np.random.Generator) -> Iterator[Array]:
+    """Draw patients with replacement: how often each row is drawn, in chunks of [d, n].
+
+    Args:
+        member: [n], patient of each row, 0 … patients − 1, each there; n ≥ 1.
+        draws: Bootstrap draws, the sum over d.
+        generator: Where the draws come from; how they are cut into chunks changes nothing.
+    """
     patients = int(member.max()) + 1
     size = max(1, CHUNK // len(member))
     for first in range(0, draws, size):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -22,7 +24,8 @@ class Fused:
         patient: float [B, D], one vector a sample, for the outcome heads.
         logits: float [B, K] where a method predicts the outcomes itself, else None.
         views: What a method can show of itself, by name, first dimension B. ``observed`` (bool [B, M]) is what it was
-            shown: less than the batch's where modalities were dropped in training.
+            shown: less than the batch's where modalities were dropped in training. ``uncertainty`` (float [B]) goes
+            into the predictions.
     """
 
     patient: Tensor
@@ -46,6 +49,7 @@ class Fusion(nn.Module, ABC):
         batch_independent: In evaluation a row does not depend on its batch mates.
         needs_complete_rows: Training needs rows in which every modality is observed.
         literal: Reproduces a released implementation with its defects.
+        own_weights: Weights of auxiliary terms that count also where no configuration names them, by name.
 
     Raises:
         ValueError: If `modality_dropout` is not in [0, 1).
@@ -54,6 +58,7 @@ class Fusion(nn.Module, ABC):
     batch_independent: ClassVar[bool] = True
     needs_complete_rows: ClassVar[bool] = False
     literal: ClassVar[bool] = False
+    own_weights: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, shape: FusionShape, *, modality_dropout: float = 0.0) -> None:
         super().__init__()
@@ -81,7 +86,7 @@ class Fusion(nn.Module, ABC):
             counts: Turns a local count into the denominator over all devices (`global_count`).
 
         Returns:
-            Scalars by name, unweighted.
+            Scalars by name, unweighted; those without gradient are for the log.
         """
         return {}
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmnar_lightning.fusion.assignment import AssignmentModel
 from mmnar_lightning.fusion.base import tokens_per_modality
 from mmnar_lightning.objectives import (
     Counts,
@@ -61,6 +62,8 @@ class LeaveOneOutReconstruction(nn.Module):
         missingness: ``pattern``, ``leave_one_out`` or ``none``.
         hidden_per_row: Observed modalities of a row left out in a step, drawn at random and weighted so that the
             expectation stays; None leaves out each in turn, which costs |O_i| fusions a row.
+        ipw: Names of modalities that everyone has: weigh the reconstruction by `AssignmentModel` given these.
+        ipw_clip: Greatest weight.
 
     Raises:
         ValueError: If an option is out of range or not one of its choices.
@@ -80,6 +83,8 @@ class LeaveOneOutReconstruction(nn.Module):
         projection: int | None = None,
         missingness: Literal["pattern", "leave_one_out", "none"] = "pattern",
         hidden_per_row: int | None = None,
+        ipw: list[str] | None = None,
+        ipw_clip: float = 10.0,
     ) -> None:
         super().__init__()
         for what, value, known in (
@@ -92,6 +97,8 @@ class LeaveOneOutReconstruction(nn.Module):
             raise ValueError(f"hidden_per_row must be at least 1, is {hidden_per_row}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, is {temperature}")
+        if ipw is not None and target == "none":
+            raise ValueError("ipw weighs the reconstruction, and there is none")
         M, D = len(shape.modalities), shape.width
         inputs = shape.inputs or (0,) * M
         self.stop_gradient, self.temperature, self.hidden_per_row = stop_gradient, temperature, hidden_per_row
@@ -110,6 +117,7 @@ class LeaveOneOutReconstruction(nn.Module):
             self.availability = nn.Linear(D, 2**M if M <= PATTERN_LIMIT else M)
         elif missingness == "leave_one_out":
             self.availability = nn.Linear(D, M)
+        self.assignment = None if ipw is None else AssignmentModel(shape, ipw, ipw_clip)
 
     def forward(
         self,
@@ -131,7 +139,7 @@ class LeaveOneOutReconstruction(nn.Module):
             counts: Turns a local count into the denominator over all devices.
 
         Returns:
-            Scalars ``reconstruction``, ``contrast``, ``missingness``.
+            Scalars ``reconstruction``, ``contrast``, ``missingness``, and with `ipw` those of `AssignmentModel`.
         """
         terms: dict[str, Tensor] = {}
         if self.latent or self.input or self.missingness == "leave_one_out":
@@ -139,7 +147,11 @@ class LeaveOneOutReconstruction(nn.Module):
             rest = shown[left.row].scatter(1, left.modality[:, None], False)
             # all views in one call of the fusion: on a CPU many small calls cost more than the arithmetic
             h = fuse(encoded.dense()[left.row], rest)
-            terms |= self._reconstruct(encoded, h, left, rest.any(1), counts)
+            weight = left.weight
+            if self.assignment is not None:
+                weights, terms = self.assignment(encoded, counts)
+                weight = weight * weights[left.row, left.modality]
+            terms |= self._reconstruct(encoded, h, left, rest.any(1), weight, counts)
             if self.missingness == "leave_one_out":
                 terms["missingness"] = self._assignment(encoded.observed, patient, h, left, counts)
         if self.missingness == "pattern" and self.availability is not None:
@@ -171,7 +183,7 @@ class LeaveOneOutReconstruction(nn.Module):
         return _LeftOut(chosen, row, modality, chosen - start[modality], weight, sizes)
 
     def _reconstruct(
-        self, encoded: Encoded, h: Tensor, left: _LeftOut, valid: Tensor, counts: Counts
+        self, encoded: Encoded, h: Tensor, left: _LeftOut, valid: Tensor, weight: Tensor, counts: Counts
     ) -> dict[str, Tensor]:
         true = encoded.tokens[left.token]
         errors: list[Tensor] = []
@@ -192,7 +204,7 @@ class LeaveOneOutReconstruction(nn.Module):
                 known.append(inputs.known[place].any(1))
         terms: dict[str, Tensor] = {}
         if errors:
-            terms["reconstruction"] = masked_mean(torch.cat(errors), valid & torch.cat(known), counts, left.weight)
+            terms["reconstruction"] = masked_mean(torch.cat(errors), valid & torch.cat(known), counts, weight)
         if self.project is not None:
             guess, truth = self.project(torch.cat(guesses)), self.project(true)
             loss = info_nce(guess, truth, left.modality, valid, self.temperature)

@@ -152,7 +152,11 @@ class RecordDataModule(LightningDataModule):
 
         A model from a checkpoint brings its own schema, and that one wins: the store is mapped onto it by name.
         """
-        needed = {"fit": ("train", "val", "calibration"), "validate": ("val", "calibration"), "test": ("test",)}
+        needed = {
+            "fit": ("train", "val", "calibration"),
+            "validate": ("val", "calibration", "conformal"),
+            "test": ("test",),
+        }
         schema = self._model_schema()
         for name in needed.get(stage, ()):
             self._datasets[name] = self._dataset(schema, name)
@@ -160,9 +164,8 @@ class RecordDataModule(LightningDataModule):
             chosen = list(self.predict_splits)
             both = ["calibration", "conformal"] if "calibration" in chosen else []
             self._datasets["predict"] = self._dataset(schema, *chosen, *both)
-        empty = [
-            name for name in needed.get(stage, ("predict",)) if name != "calibration" and not len(self._datasets[name])
-        ]
+        may_be_empty = ("calibration", "conformal")
+        empty = [n for n in needed.get(stage, ("predict",)) if n not in may_be_empty and not len(self._datasets[n])]
         if empty:
             raise ValueError(f"no sample is in {' and '.join(empty)}; check data.init_args.splits")
 
@@ -233,8 +236,9 @@ class RecordDataModule(LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> dict[str, RecordLoader]:
-        """Batches of val and of calibration A, by name."""
-        return {"val": self._loader("val"), "calibration": self._loader("calibration")}
+        """Batches of val and of calibration A, by name; outside `fit`, which has no use for it, also calibration B."""
+        names = ("val", "calibration", "conformal")
+        return {name: self._loader(name) for name in names if name in self._datasets}
 
     def test_dataloader(self) -> RecordLoader:
         """Batches of test."""

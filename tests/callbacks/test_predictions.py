@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from mmnar_lightning.callbacks import predictions as writing
+from mmnar_lightning.fusion import EvidenceFusion
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import SplitSettings
 from mmnar_tables import TablesDataModule
@@ -40,6 +42,25 @@ def test_columns_are_those_promised(found: pl.DataFrame) -> None:
     expected = FRONT | {f"{task}/{name}": dtype for task in TASKS for name, dtype in OF_TASK.items()}
     assert dict(found.schema) == expected
     assert list(found.columns) == list(expected)
+
+
+def test_uncertainty_stands_beside_the_pattern_where_the_fusion_has_one(
+    data: TablesDataModule, own_tables: Path, tmp_path: Path
+) -> None:
+    store = data.records.path.parent
+    given = TablesDataModule(own_tables, store, modalities=["vitals", "labs"], splits=data.splits)
+    given.setup("fit")
+    model = MultimodalOutcomeModule(given.schema, EvidenceFusion, width=8)
+    path = tmp_path / "predictions.parquet"
+    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[writing.PredictionWriter(str(path))], default_root_dir=tmp_path, **quiet)
+    trainer.predict(model, datamodule=given, return_predictions=False)
+    found = pl.read_parquet(path)
+    assert list(found.columns[:6]) == [*FRONT, "uncertainty"]
+    assert found.schema["uncertainty"] == pl.Float32
+    number = pl.col("pattern").bitwise_count_ones()
+    mean = found.group_by(number=number).agg(pl.col("uncertainty").mean()).sort("number")["uncertainty"].to_list()
+    assert 1 >= mean[0] > mean[1] > mean[2] > 0, "the more is known, the less there is"
 
 
 def test_each_sample_of_calibration_and_test_is_there_once(found: pl.DataFrame, data: TablesDataModule) -> None:

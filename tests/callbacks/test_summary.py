@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+from mmnar_lightning.callbacks.summary import report
+from mmnar_lightning.evaluation import structured_risk
+from mmnar_lightning.evaluation.assessment import Assessment, assess
+from mmnar_lightning.records import RecordDataModule, RecordDataset, RecordSchema, pattern_id
+from mmnar_lightning.rectifier.conformal import Conformal
 
 TASKS = ("death", "death_early", "readmission")
 
@@ -56,3 +64,92 @@ def test_recalibration_and_rectification_inside_a_pattern_keep_the_order(found: 
 def test_validation_and_test_leave_their_own_files(trained: Path) -> None:
     assert {p.name for p in trained.glob("metrics-*.json")} == {"metrics-val.json", "metrics-test.json"}
     assert not [p for p in trained.iterdir() if p.name.startswith(".")]
+
+
+def test_intervals_stand_around_the_metrics_of_a_test(found: dict[str, float]) -> None:
+    for task in TASKS:
+        for prefix in ("", "recalibrated/", "rectified/", "delta_only/"):
+            for metric in ("auroc", "auprc", "brier", "log_loss"):
+                name = f"{prefix}{task}/{metric}"
+                assert found[f"{name}/low"] <= found[name] <= found[f"{name}/high"], name
+                # availability may say nothing, and is then 0.5 in every draw
+                assert prefix == "delta_only/" or found[f"{name}/low"] < found[f"{name}/high"], name
+
+
+def test_validation_has_point_estimates_alone(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics-val.json").read_text())
+    assert not [name for name in metrics if name.endswith(("/low", "/high")) or name.startswith("delta_only/")]
+    assert "[" not in (trained / "report-val.md").read_text().partition("## Results")[2]
+
+
+def test_the_report_of_a_test_says_what_the_numbers_are(trained: Path, found: dict[str, float]) -> None:
+    text = (trained / "report-test.md").read_text()
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles[-4:] == ["## Results", "## Availability alone", "## Worst pattern", "## Conformal sets"]
+    rows = [line.split(" | ") for line in text.partition("## Results")[2].splitlines() if line.startswith("| ")]
+    cells = {(row[0].strip("| "), row[1]): row[2:] for row in rows}
+    for task in TASKS:
+        low, high = found[f"rectified/{task}/auroc/low"], found[f"rectified/{task}/auroc/high"]
+        assert cells[task, "rectified"][0] == f"{found[f'rectified/{task}/auroc']:.3f} [{low:.3f}, {high:.3f}]"
+        assert cells[task, "δ-only"][0].startswith(f"{found[f'delta_only/{task}/auroc']:.3f} [")
+    # nothing in these tables is observed for everyone
+    assert "not available" in text
+    assert not [name for name in found if "adjusted" in name]
+
+
+@pytest.fixture(scope="module")
+def told(
+    make_datamodule: Callable[..., RecordDataModule], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Assessment]:
+    """The report of made-up predictions with conformal sets, and what it was made of."""
+    data = make_datamodule(tmp_path_factory.mktemp("stores"), 700)
+    schema = RecordSchema.from_dict(data.schema)
+
+    def rows(split: str) -> dict[str, torch.Tensor]:
+        dataset = RecordDataset(data.records, schema, data.samples_of(split))
+        batch = dataset.__getitems__(list(range(len(dataset))))
+        p = 0.25 + 0.5 * torch.rand(batch.targets.shape, generator=torch.Generator().manual_seed(1))
+        versions = dict.fromkeys(("raw", "recalibrated", "rectified"), p)
+        known = {"targets": batch.targets, "labelled": batch.labelled, "sample": batch.sample}
+        return versions | known | {"pattern": pattern_id(batch.observed)}
+
+    b = rows("conformal")
+    conformal = Conformal(schema.task_names, 0.2)
+    conformal.fit(b["rectified"], b["targets"], b["labelled"], b["pattern"], len(schema.names))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(structured_risk, "ALWAYS", 0.8)
+    assessed = assess(rows("test"), data, schema, conformal)
+    patch.undo()
+    return report(data, schema, assessed.numbers(), "test", {"death": "it is a test"}, assessed), assessed
+
+
+def test_the_report_shows_coverage_by_class_and_pattern_group(told: tuple[str, Assessment]) -> None:
+    text, assessed = told
+    lines = text.partition("## Conformal sets")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == len(assessed.coverage) > 10
+    assert {row[0] for row in rows} == set(TASKS)
+    assert {row[1] for row in rows} == {"0", "1"}
+    assert {"all", "other"} < {row[2] for row in rows}
+    for row, expected in zip(rows, assessed.coverage, strict=True):
+        assert row[5] == f"{expected.coverage:.3f}"
+        assert int(row[4]) >= 10
+        assert row[3] == "< 10" or int(row[3]) >= 10
+
+
+def test_the_report_shows_what_availability_says_beyond_the_risk(told: tuple[str, Assessment]) -> None:
+    text, assessed = told
+    part = text.partition("## Availability alone")[2].partition("## Worst")[0]
+    for task in TASKS:
+        interval = assessed.intervals[f"delta_only/{task}/adjusted_auroc"]
+        assert f" {interval} |" in next(line for line in part.splitlines() if line.startswith(f"| {task} "))
+    assert "vitals" in part
+
+
+def test_no_count_in_the_report_is_of_fewer_than_ten_people(told: tuple[str, Assessment]) -> None:
+    cells = [cell.strip() for line in told[0].splitlines() if line.startswith("|") for cell in line.split("|")]
+    worst = told[0].partition("## Worst pattern")[2].partition("## Conformal")[0]
+    # classes 0 and 1, and numbers of patterns, are no counts of people
+    allowed = {"0", "1"} | {line.split("|")[2].strip() for line in worst.splitlines() if line.startswith("| ")}
+    assert "< 10" in cells
+    assert not [cell for cell in cells if cell.isdigit() and int(cell) < 10 and cell not in allowed]

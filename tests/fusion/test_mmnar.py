@@ -44,7 +44,9 @@ def _plain(fusion: MMNARFusion, e: np.ndarray, delta: np.ndarray) -> np.ndarray:
     if not seen:
         return np.asarray(p["empty"])
     z = p["condition.2.weight"] @ _gelu(p["condition.0.weight"] @ delta + p["condition.0.bias"]) + p["condition.2.bias"]
-    gate = expit(p["gate.weight"] @ z + p["gate.bias"]).reshape(M, D)
+    gate = np.ones((M, D))
+    if "gate.weight" in p:
+        gate = expit(p["gate.weight"] @ z + p["gate.bias"]).reshape(M, D)
     x = np.stack([gate[m] * e[m] + p["modality"][m] for m in seen])
     for i in range(len(fusion.blocks)):
         w = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items() if name.startswith(f"blocks.{i}.")}
@@ -54,13 +56,31 @@ def _plain(fusion: MMNARFusion, e: np.ndarray, delta: np.ndarray) -> np.ndarray:
         x = x + mixed.transpose(1, 0, 2).reshape(len(seen), D) @ w["out.0.weight"].T + w["out.0.bias"]
         y = _norm(x, w["mlp.0.weight"], w["mlp.0.bias"])
         x = x + _gelu(y @ w["mlp.1.weight"].T + w["mlp.1.bias"]) @ w["mlp.4.weight"].T + w["mlp.4.bias"]
-    h = _norm(x, p["norm.weight"], p["norm.bias"]).mean(0)
-    return np.asarray(h + p["pattern.weight"][int(delta @ 2 ** np.arange(M))])
+    x = _norm(x, p["norm.weight"], p["norm.bias"])
+    share = softmax(x @ p["query"] / np.sqrt(D)) if "query" in p else np.full(len(seen), 1 / len(seen))
+    h = share @ x
+    if "pattern.weight" in p:
+        h = h + p["pattern.weight"][int(delta @ 2 ** np.arange(M))]
+    elif "pattern.0.weight" in p:
+        hidden = _gelu(p["pattern.0.weight"] @ delta + p["pattern.0.bias"])
+        h = h + p["pattern.2.weight"] @ hidden + p["pattern.2.bias"]
+    return np.asarray(h)
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 2])
-def test_mmnar_is_its_equations(blocks: int) -> None:
-    fusion = build(blocks=blocks)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blocks": 0},
+        {"blocks": 1},
+        {"blocks": 2},
+        {"gates": False},
+        {"pattern_term": "mlp"},
+        {"pattern_term": "none"},
+        {"pooling": "attention"},
+    ],
+)
+def test_mmnar_is_its_equations(options: dict[str, Any]) -> None:
+    fusion = build(**options)
     observed = (torch.arange(8)[:, None] >> torch.arange(M)) & 1 == 1
     slots = torch.randn(8, M, D)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmnar_lightning.encoders import default_encoder, encode
 from mmnar_lightning.fusion import LeaveOneOutReconstruction, MMNARFusion
-from mmnar_lightning.objectives import global_count
+from mmnar_lightning.objectives import global_count, info_nce
 from mmnar_lightning.records import Elements, Encoded, FusionShape, Inputs, Modality, PatientBatch
 
 D = 8
@@ -120,18 +120,40 @@ def test_leave_one_out_missingness_never_sees_what_it_predicts() -> None:
     assert compute(part, encoded)["missingness"].item() == pytest.approx(sum(losses) / 24, rel=1e-5)
 
 
-def test_missingness_of_many_modalities_is_the_cross_entropy_of_their_bits() -> None:
-    shape = FusionShape(D, tuple(f"m{m}" for m in range(12)))
+def test_contrast_is_info_nce_of_the_projected_guesses_inside_each_modality() -> None:
+    torch.manual_seed(0)
+    part = LeaveOneOutReconstruction(SHAPE, temperature=0.3)
+    assert part.project is not None
+    encoded = pack()
+    slots, guesses, truths, group = encoded.dense(), [], [], []
+    for i, observed in enumerate(encoded.observed):
+        present = observed.nonzero().ravel().tolist()
+        for m in present if len(present) > 1 else []:
+            rest = observed.clone()
+            rest[m] = False
+            guesses.append(part.project(part.latent[str(m)](linear_fuse(slots[i : i + 1], rest[None])))[0])
+            truths.append(part.project(slots[i, m]))
+            group.append(m)
+    loss = info_nce(torch.stack(guesses), torch.stack(truths), torch.tensor(group), temperature=0.3)
+    assert compute(part, encoded)["contrast"].item() == pytest.approx(loss.mean().item(), rel=1e-5)
+    assert compute(LeaveOneOutReconstruction(SHAPE), encoded)["contrast"].item() != pytest.approx(loss.mean().item())
+
+
+@pytest.mark.parametrize("modalities", [3, 12])
+def test_missingness_of_a_flat_guess_is_the_log_of_the_number_of_patterns(modalities: int) -> None:
+    shape = FusionShape(D, tuple(f"m{m}" for m in range(modalities)))
     part = LeaveOneOutReconstruction(shape, target="none", contrast=False)
     assert part.availability is not None
     nn.init.zeros_(part.availability.weight)  # type: ignore[arg-type]
     nn.init.zeros_(part.availability.bias)  # type: ignore[arg-type]
-    observed = torch.rand(5, 12) < 0.5
+    observed = torch.rand(5, modalities) < 0.5
     z = torch.randn(5, D)
     modality, row = observed.T.nonzero(as_tuple=True)
     encoded = Encoded(torch.randn(len(row), D), row, modality, observed)
     term = part(encoded, observed, z, z, linear_fuse, global_count)["missingness"]
-    assert term.item() == pytest.approx(12 * torch.tensor(2.0).log().item(), rel=1e-5)
+    assert term.item() == pytest.approx(modalities * torch.tensor(2.0).log().item(), rel=1e-5)
+    nn.init.normal_(part.availability.bias)  # type: ignore[arg-type]
+    assert part(encoded, observed, z, z, linear_fuse, global_count)["missingness"].item() != pytest.approx(term.item())
 
 
 def _encoders_and_batch() -> tuple[nn.ModuleDict, PatientBatch]:

@@ -7,56 +7,74 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmnar_lightning._heads import OutcomeHeads
+from mmnar_lightning._losses import OutcomeLoss
 from mmnar_lightning.encoders import VectorEncoder, encode
-from mmnar_lightning.fusion import MMNARFusion
-from mmnar_lightning.objectives import binary_cross_entropy, global_count, masked_mean
-from mmnar_lightning.records import Elements, FusionShape, Modality, PatientBatch
+from mmnar_lightning.fusion import EvidenceFusion, Fusion, MMNARFusion
+from mmnar_lightning.objectives import global_count
+from mmnar_lightning.records import Elements, FusionShape, Modality, PatientBatch, RecordSchema, Task
 
 D, M, K, ROWS = 16, 3, 2, 13
 SHARDS = (slice(0, 4), slice(4, ROWS))
-CASES: tuple[dict[str, str], ...] = (
-    {"reconstruction": "latent", "missingness": "pattern"},
-    {"reconstruction": "input", "missingness": "leave_one_out"},
+MODALITIES = tuple(Modality(f"m{m}", "vector", tuple("xyz"), (0.0,) * 3, (1.0,) * 3) for m in range(M))
+SCHEMA = RecordSchema(MODALITIES, (Task("a", prevalence=0.3), Task("b", prevalence=0.2, parent="a")))
+
+
+class Case(NamedTuple):
+    fusion: type[Fusion]
+    options: dict[str, Any]
+    outcome: dict[str, Any]
+
+
+CASES = (
+    Case(MMNARFusion, {"dropout": 0.0, "reconstruction": "latent", "missingness": "pattern"}, {}),
+    Case(MMNARFusion, {"dropout": 0.0, "stop_gradient": False}, {"kind": "focal", "smoothing": 0.1}),
+    Case(
+        MMNARFusion,
+        {"dropout": 0.0, "reconstruction": "input", "missingness": "leave_one_out", "ipw": ["m0"], "ipw_clip": 1.2},
+        {"weighting": "uncertainty", "weights": {"b": 0.5}},
+    ),
+    Case(EvidenceFusion, {}, {"weighting": "uncertainty"}),
+    Case(EvidenceFusion, {"ipw": ["m0"], "pattern": False}, {}),
 )
 
 
 class Model(nn.Module):
     """Everything from the batch to the loss, as the module puts it together."""
 
-    def __init__(self, options: dict[str, str]) -> None:
+    def __init__(self, case: Case) -> None:
         super().__init__()
         torch.manual_seed(0)
-        items = tuple("xyz")
-        self.encoders = nn.ModuleDict(
-            {f"m{m}": VectorEncoder(Modality(f"m{m}", "vector", items, (0.0,) * 3, (1.0,) * 3), D) for m in range(M)}
-        )
-        self.fusion = MMNARFusion(FusionShape(D, tuple(self.encoders), (3,) * M, K), dropout=0.0, **options)  # type: ignore[arg-type]
-        self.head = nn.Linear(D, K)
-        for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        self.encoders = nn.ModuleDict({m.name: VectorEncoder(m, D, dropout=0.0) for m in MODALITIES})
+        self.fusion = case.fusion(FusionShape(D, SCHEMA.names, (3,) * M, K), **case.options)
+        self.heads = OutcomeHeads(D, SCHEMA, dropout=0.0)
+        self.loss = OutcomeLoss(SCHEMA, **case.outcome)
+        for name, parameter in self.named_parameters():  # what starts at zero would hide mistakes
+            if "log_variance" in name or "assignment" in name:
+                nn.init.normal_(parameter, std=0.1)
 
     def forward(self, batch: PatientBatch) -> dict[str, Tensor]:
         encoded = encode(self.encoders, batch)
         fused = self.fusion(encoded)
-        outcome = binary_cross_entropy(self.head(fused.patient), batch.targets)
-        means = masked_mean(outcome, batch.labelled, global_count, dim=0)
-        return {
-            "outcome": means.sum(),
-            **self.fusion.auxiliary(encoded, fused, batch.targets, batch.labelled, global_count),
-        }
+        losses = self.loss(self.heads(fused.patient), batch)
+        terms = self.fusion.auxiliary(encoded, fused, batch.targets, batch.labelled, global_count)
+        # those without gradient are watched on each device
+        return {"outcome": self.loss.total(losses, batch)} | {n: t for n, t in terms.items() if t.requires_grad}
 
 
-def batch_of(rows: slice, step: int) -> PatientBatch:
+def batch_of(case: Case, rows: slice, step: int) -> PatientBatch:
     generator = torch.Generator().manual_seed(step)
     observed = torch.rand(ROWS, M, generator=generator) < 0.7
     observed[0] = False
     observed[SHARDS[step % 2], 1] = False  # a modality that is absent from all of one rank
+    if "ipw" in case.options:
+        observed[:, 0] = True
     values = torch.randn(M, ROWS, 3, generator=generator)
     targets = (torch.rand(ROWS, K, generator=generator) < 0.5).float()
     labelled = torch.rand(ROWS, K, generator=generator) < 0.6
@@ -81,20 +99,20 @@ def gradients(model: nn.Module, batch: PatientBatch) -> tuple[dict[str, Tensor],
 def main(rank: int, rendezvous: Path) -> None:
     torch.set_num_threads(1)
     # before the process group is there, everything counts for one process
-    joint = [[gradients(Model(case), batch_of(slice(None), step)) for step in range(2)] for case in CASES]
+    joint = [[gradients(Model(case), batch_of(case, slice(None), step)) for step in range(2)] for case in CASES]
     distributed.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=2)
     for case, expected in zip(CASES, joint, strict=True):
         # without find_unused_parameters: a parameter without gradient would fail the second step
         model = DistributedDataParallel(Model(case))
         for step, (one_terms, one_grads) in enumerate(expected):
-            terms, grads = gradients(model, batch_of(SHARDS[rank], step))
+            terms, grads = gradients(model, batch_of(case, SHARDS[rank], step))
             for name, term in terms.items():
                 distributed.all_reduce(term)
                 torch.testing.assert_close(term / 2, one_terms[name], rtol=1e-5, atol=1e-6, msg=f"{case} {name}")
             assert grads.keys() == one_grads.keys() == dict(model.module.named_parameters()).keys()
             for name, grad in grads.items():
                 torch.testing.assert_close(grad, one_grads[name], rtol=1e-5, atol=1e-5, msg=f"{case} {step} {name}")
-            assert all(float(one_terms[name]) > 0 for name in terms)
+            assert all(float(one_terms[name]) != 0 for name in terms)
     distributed.destroy_process_group()
 
 
