@@ -72,6 +72,8 @@ bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER and M
 	@$(BIN)/python benchmarks/loading.py
 	@echo "==> benchmarks/images.py"
 	@$(BIN)/python benchmarks/images.py
+	@echo "==> benchmarks/text.py"
+	@$(BIN)/python benchmarks/text.py
 	@echo "==> benchmarks/embed.py"
 	@$(BIN)/python benchmarks/embed.py
 ifdef MIMIC

@@ -112,14 +112,22 @@ def past_history(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def notes(frame: pl.LazyFrame) -> pl.LazyFrame:
     """Codes of note: ``note:`` and its path (the picked answer is its last part), ``note_type:``. No text is stored."""
-    path = pl.col("notepath").str.replace(r"^notes/(Progress Notes/)?", "")
-    return _codes(frame, pl.concat_list(pl.lit("note:") + path, pl.lit("note_type:") + pl.col("notetype")))
+    return _codes(frame, pl.concat_list(pl.lit("note:") + note_path(), pl.lit("note_type:") + pl.col("notetype")))
+
+
+def note_path() -> pl.Expr:
+    """The path of a row of note, without the root that all have in common."""
+    return pl.col("notepath").str.replace(r"^notes/(Progress Notes/)?", "")
 
 
 def exams(frame: pl.LazyFrame) -> pl.LazyFrame:
     """Codes of physicalExam: ``exam:`` and its path, without the number or text typed beside it."""
-    path = pl.col("physicalexampath").str.replace(r"^notes/Progress Notes/Physical Exam/(Physical Exam/)?", "")
-    return frame.select("sample", "hours_before", code=pl.lit("exam:") + path)
+    return frame.select("sample", "hours_before", code=pl.lit("exam:") + exam_path())
+
+
+def exam_path() -> pl.Expr:
+    """The path of a row of physicalExam, without the root that all have in common."""
+    return pl.col("physicalexampath").str.replace(r"^notes/Progress Notes/Physical Exam/(Physical Exam/)?", "")
 
 
 def coma_scores(frame: pl.LazyFrame) -> pl.LazyFrame:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mmnar_eicu.cohort import CohortName
 from mmnar_eicu.extractor import EICUExtractor
-from mmnar_eicu.modalities import Form
+from mmnar_eicu.modalities import Form, NoteForm
 from mmnar_lightning.extract import find_store, prepare
 from mmnar_lightning.records import RecordDataModule, SplitSettings
 
@@ -32,6 +32,7 @@ class EICUDataModule(RecordDataModule):
         lab_delay: Minutes for which a lab value is held back after its time, for extracts whose offsets were rounded
             down (59 for one that was floored to the hour).
         measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
+        notes: Notes as ``codes``, what was picked in them, or as ``text``, one document a note (for `TextEncoder`).
         modalities: Names of the modalities to use, or None for all.
         tasks: Names of the tasks to learn, or None for all.
         splits: How patients are divided; `by` may be ``patient``, ``site``, ``region`` or ``year``.
@@ -61,6 +62,7 @@ class EICUDataModule(RecordDataModule):
         exclude_care_limits: bool = False,
         lab_delay: float = 0.0,
         measurements: Form = "statistics",
+        notes: NoteForm = "codes",
         modalities: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         splits: SplitSettings = SplitSettings(),  # noqa: B008 - frozen
@@ -92,6 +94,7 @@ class EICUDataModule(RecordDataModule):
             exclude_care_limits=exclude_care_limits,
             lab_delay=lab_delay,
             measurements=measurements,
+            notes=notes,
         )
 
     def prepare_store(self) -> Path:

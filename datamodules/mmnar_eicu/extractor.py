@@ -11,7 +11,7 @@ import polars as pl
 
 from mmnar_eicu.codes import infusion_drugs
 from mmnar_eicu.cohort import HOSPITAL_STAY, TASKS, Cohort, CohortName, build_cohort
-from mmnar_eicu.modalities import BUILDERS, SERIES, Form, Source, care_limits, describe
+from mmnar_eicu.modalities import BUILDERS, SERIES, TEXTS, Form, NoteForm, Source, care_limits, describe
 from mmnar_eicu.structured import categories, groups, structured, with_hospital
 from mmnar_eicu.tables import STAY, all_tables, catalogue
 from mmnar_lightning.extract import Counts, Extraction, TableSpec
@@ -32,6 +32,7 @@ class EICUExtractor:
         lab_delay: Minutes for which a lab value is held back after its time, for extracts whose offsets were rounded
             down (59 for one that was floored to the hour).
         measurements: Labs and vitals as ``statistics`` of the window, or as ``series`` of the values themselves.
+        notes: Notes as ``codes``, what was picked in them, or as ``text``, one document a note.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -44,6 +45,7 @@ class EICUExtractor:
     exclude_care_limits: bool = False
     lab_delay: float = 0.0
     measurements: Form = "statistics"
+    notes: NoteForm = "codes"
 
     dataset = "eicu"
     version = "3"
@@ -60,6 +62,8 @@ class EICUExtractor:
             raise ValueError(f"lab_delay must not be negative, got {self.lab_delay:g} minutes")
         if self.measurements not in get_args(Form):
             raise ValueError(f"measurements {self.measurements!r} is not one of {', '.join(get_args(Form))}")
+        if self.notes not in get_args(NoteForm):
+            raise ValueError(f"notes {self.notes!r} is not one of {', '.join(get_args(NoteForm))}")
 
     def options(self) -> dict[str, Any]:
         """Everything that changes what is made, catalogues included."""
@@ -70,6 +74,7 @@ class EICUExtractor:
             "exclude_care_limits": self.exclude_care_limits,
             "lab_delay": self.lab_delay,
             "measurements": self.measurements,
+            "notes": self.notes,
             "catalogues": {
                 **{name: catalogue(name).sha256 for name in ("labs", "vitals", "respiratory")},
                 "infusions": infusion_drugs()[1],
@@ -88,9 +93,10 @@ class EICUExtractor:
         cohort = Cohort(with_hospital(cohort.samples, hospital), cohort.stays)
         cohort = self._with_care_limits(cohort, tables, log)
         source = Source(tables, cohort.stays, log, self.lab_delay)
-        modalities = describe(self.include_respiratory, self.include_micro, self.measurements)
+        modalities = describe(self.include_respiratory, self.include_micro, self.measurements, self.notes)
         schema = RecordSchema(modalities, TASKS[self.cohort])
         builders = BUILDERS | (SERIES if self.measurements == "series" else {})
+        builders |= TEXTS if self.notes == "text" else {}
         steps: dict[str, Callable[[], pl.DataFrame]] = {"structured": partial(structured, cohort, log)}
         steps |= {name: partial(builders[name], source) for name in schema.names if name != "structured"}
         return Extraction(schema, self._samples(cohort), dict(steps))

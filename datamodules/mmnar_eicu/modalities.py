@@ -9,6 +9,7 @@ from typing import Literal
 import polars as pl
 
 from mmnar_eicu import codes, tables
+from mmnar_eicu.documents import documents
 from mmnar_eicu.structured import structured_items
 from mmnar_eicu.tables import STAY, catalogue
 from mmnar_eicu.windows import known, tally
@@ -16,14 +17,17 @@ from mmnar_lightning.extract import Clock, Counts, TableSpec, aggregate, items, 
 from mmnar_lightning.records import Modality
 
 STATS = ("last", "min", "max", "mean", "count", "delta")
-CODES = ("medication", "infusion", "home_drugs", "treatment", "diagnosis", "notes")
 MODALITIES = ("structured", "vitals", "labs", "medication", "infusion", "home_drugs", "treatment", "diagnosis", "notes")
 AIRWAY = "artificial_airway"
 # how labs and vitals are given: as statistics of a window, or as the values themselves
 Form = Literal["statistics", "series"]
+# how notes are given: as what was picked in all of them, or each as a document
+NoteForm = Literal["codes", "text"]
 
 
-def describe(respiratory: bool = False, micro: bool = False, measurements: Form = "statistics") -> tuple[Modality, ...]:
+def describe(
+    respiratory: bool = False, micro: bool = False, measurements: Form = "statistics", notes: NoteForm = "codes"
+) -> tuple[Modality, ...]:
     """Modalities in order, with all catalogue items and nothing fitted."""
     series = {name: catalogue(name).variables for name in SERIES} if measurements == "series" else {}
     vectors = {
@@ -35,6 +39,7 @@ def describe(respiratory: bool = False, micro: bool = False, measurements: Form 
     names = [*MODALITIES, *(["respiratory"] if respiratory else []), *(["micro"] if micro else [])]
     described = {name: Modality(name, "vector", listed) for name, listed in vectors.items()}
     described |= {name: Modality(name, "series", listed) for name, listed in series.items()}
+    described["notes"] = Modality("notes", notes)
     return tuple(described.get(name) or Modality(name, "codes") for name in names)
 
 
@@ -205,7 +210,7 @@ def exam_rows(source: Source) -> pl.LazyFrame:
     at_once = replace(spec, clock=Clock("physicalexamoffset", lag=0.0))
     with_note = known(table, at_once, source.stays).join(entered, on=["sample", "time"], how="semi")
     without = known(table, spec, source.stays).join(entered, on=["sample", "time"], how="anti")
-    columns = ["sample", "hours_before", "physicalexampath"]
+    columns = ["sample", "time", "hours_before", "physicalexampath"]
     rows = pl.concat([with_note.select(columns), without.select(columns)])
     all_rows = table.join(source.stays.lazy(), on=STAY, how="semi").select(pl.len())
     every, kept = pl.collect_all([all_rows, rows.select(pl.len())], engine="streaming")
@@ -220,6 +225,18 @@ def notes(source: Source) -> pl.DataFrame:
     exams = exam_rows(source)
     written = codes.notes(source.known(tables.NOTE, whole_life=True))
     return source.codes("notes", written, codes.exams(exams), codes.coma_scores(exams))
+
+
+def note_texts(source: Source) -> pl.DataFrame:
+    """``notes`` as text: the rows that `notes` makes codes of, one document a note, see `documents`."""
+    written, exams = source.known(tables.NOTE, whole_life=True), exam_rows(source)
+    empty = [
+        written.select((pl.col("notetype").is_null() & pl.col("notepath").is_null()).sum()),
+        exams.select(pl.col("physicalexampath").is_null().sum()),
+    ]
+    made, *none = pl.collect_all([documents(written, exams), *empty], engine="streaming")
+    source.log.add("notes", "rows that say nothing, not used", sum(count.item() for count in none))
+    return made
 
 
 def respiratory(source: Source) -> pl.DataFrame:
@@ -258,6 +275,8 @@ BUILDERS: dict[str, Callable[[Source], pl.DataFrame]] = {
 }
 # in place of those above where measurements are series
 SERIES: dict[str, Callable[[Source], pl.DataFrame]] = {"vitals": vital_events, "labs": lab_events}
+# in place of those above where notes are text
+TEXTS: dict[str, Callable[[Source], pl.DataFrame]] = {"notes": note_texts}
 
 
 def care_limits(source: Source) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from mmnar_lightning._evaluated import PREFIXES
 from mmnar_lightning.callbacks.availability import overview
 from mmnar_lightning.evaluation.assessment import Assessment, assess
 from mmnar_lightning.records import RecordDataModule, RecordSchema, pattern_names
-from mmnar_lightning.rectifier.conformal import Coverage
+from mmnar_lightning.rectifier import Coverage, Rectifier
 
 SHOWN = ("auroc", "auprc", "brier", "log_loss", "calibration_slope")
 
@@ -62,8 +62,7 @@ class MetricSummary(Callback):
             assessed = _assessed(pl_module, data, schema) if stage == "test" else None
             found |= {} if assessed is None else assessed.numbers()
             rectifier: Any = pl_module.rectifier
-            reasons = dict(zip(schema.task_names, rectifier.reasons, strict=True))
-            _write(folder / f"report-{stage}.md", report(data, schema, found, stage, reasons, assessed))
+            _write(folder / f"report-{stage}.md", report(data, schema, found, stage, rectifier, assessed))
         _write(folder / f"metrics-{stage}.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
         console = Console()
         if not console.is_terminal:
@@ -87,7 +86,7 @@ def report(
     schema: RecordSchema,
     found: Mapping[str, float],
     stage: str,
-    reasons: Mapping[str, str],
+    rectifier: Rectifier,
     assessed: Assessment | None = None,
 ) -> str:
     """Say in Markdown what was run on whom, with which result.
@@ -97,7 +96,7 @@ def report(
         schema: The model's schema.
         found: Metrics by name, without the stage.
         stage: `val` or `test`.
-        reasons: Why the rectifier leaves a task as it is, by task; an empty string where it does not.
+        rectifier: The model's; says how far up its ladder each task went, or why it leaves it as it is.
         assessed: What was found beside the metrics; its numbers are part of `found`.
     """
     manifest = data.records.manifest
@@ -118,12 +117,32 @@ def report(
         for name, prefix in versions.items():
             cells = [_interval(found, f"{prefix}{task}/{metric}") for metric in SHOWN]
             lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    left = {task: reason for task, reason in reasons.items() if reason}
-    lines += ["", *(f"{task} is neither recalibrated nor rectified: {reason}." for task, reason in left.items())]
+    lines += _ladder(rectifier)
     if assessed is not None:
         lines += [*_how(assessed), *_availability(assessed, schema, found), *_worst(assessed, schema)]
         lines += _conformal(assessed.coverage)
     return "\n".join(lines) + "\n"
+
+
+def _ladder(rectifier: Rectifier) -> list[str]:
+    """Which rung of the rectifier's ladder each task got, and why."""
+    named = list(zip(rectifier.tasks, rectifier.reasons, strict=True))
+    lines = ["", *(f"{task} is neither recalibrated nor rectified: {why}." for task, why in named if why)]
+    if not rectifier.choices:
+        return lines
+    lines += [
+        "",
+        "## Rectifier",
+        "",
+        "Fitted once after training, on calibration A. The simplest rung whose held-out log loss is",
+    ]
+    lines += ["within one standard error of the best, over the paired differences of patients.", ""]
+    lines += ["| task | rung | log loss minus the best (standard error), by rung | patients |", "|---|---|---|---|"]
+    for task, choice in zip(rectifier.tasks, rectifier.choices, strict=True):
+        compared = zip(choice.rungs, choice.difference, choice.se, strict=True)
+        told = ", ".join(f"{rung} {d:.4f} ({se:.4f})" for rung, d, se in compared) or choice.reason
+        lines.append(f"| {task} | {choice.chosen} | {told} | {_suppressed(choice.patients)} |")
+    return lines
 
 
 def _how(assessed: Assessment) -> list[str]:

@@ -45,8 +45,9 @@ def config_path(given: str) -> str:
     for name in (given, f"{given}.yaml", given.removeprefix("configs/")):
         if (shipped / name).is_file():
             return str(shipped / name)
-    known = sorted(str(p.relative_to(shipped)).removesuffix(".yaml") for p in shipped.rglob("*.yaml"))
-    raise ValueError(f"no config file {given!r}; those that ship: {', '.join(known)}")
+    known = sorted(p.stem for p in shipped.glob("*.yaml"))
+    overlays = sorted(f"{p.name}/… ({len(list(p.glob('*.yaml')))})" for p in shipped.iterdir() if p.is_dir())
+    raise ValueError(f"no config file {given!r}; those that ship: {', '.join([*known, *overlays])} in {shipped}")
 
 
 def parsing_problem(error: ArgumentError | ValueError) -> str:

@@ -1,4 +1,4 @@
-"""The post-hoc correction: global bias and temperature, shrunk pattern intercepts, shrunk slopes; conformal sets. Pure maths."""
+"""The post-hoc correction: bias and temperature, shrunk pattern intercepts and slopes; conformal sets. Pure maths."""
 
 from mmnar_lightning.rectifier.calibration import patient_keys
 from mmnar_lightning.rectifier.conformal import Conformal, Coverage

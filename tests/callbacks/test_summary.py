@@ -13,7 +13,7 @@ from mmnar_lightning.callbacks.summary import report
 from mmnar_lightning.evaluation import structured_risk
 from mmnar_lightning.evaluation.assessment import Assessment, assess
 from mmnar_lightning.records import RecordDataModule, RecordDataset, RecordSchema, pattern_id
-from mmnar_lightning.rectifier.conformal import Conformal
+from mmnar_lightning.rectifier import Conformal, Rectifier
 
 TASKS = ("death", "death_early", "readmission")
 
@@ -120,7 +120,7 @@ def told(
     patch.setattr(structured_risk, "ALWAYS", 0.8)
     assessed = assess(rows("test"), data, schema, conformal)
     patch.undo()
-    return report(data, schema, assessed.numbers(), "test", {"death": "it is a test"}, assessed), assessed
+    return report(data, schema, assessed.numbers(), "test", Rectifier(schema.task_names), assessed), assessed
 
 
 def test_the_report_shows_coverage_by_class_and_pattern_group(told: tuple[str, Assessment]) -> None:

@@ -18,10 +18,10 @@ from mmnar_lightning.encoders.documents import (
     Window,
     buckets,
     chunked,
-    nearest,
     padded,
     tokenised,
 )
+from mmnar_lightning.encoders.nearest import nearest
 from mmnar_lightning.records import Elements, RecordDataset, RecordStore, StoreError
 from mmnar_lightning.records.derived import derive, derived_folder
 
