@@ -208,8 +208,8 @@ def main() -> None:
         known(case, arguments)
     # a seed of all cases and methods before the next: what is there after an interruption is a whole smaller study
     jobs = sorted(product(cases, methods), key=lambda job: job[0].seed)
-    workers = {"mp_context": get_context("spawn"), "initializer": silence, "initargs": (arguments.out,)}
-    with ProcessPoolExecutor(arguments.processes, **workers) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(arguments.processes, spawn, initializer=silence, initargs=(arguments.out,)) as pool:
         waiting = [pool.submit(train, *job, arguments) for job in jobs]
         for done, job in enumerate(as_completed(waiting), start=1):
             job.result()

@@ -59,20 +59,36 @@ class OutcomeLoss(nn.Module):
         learned = weighting == "uncertainty"
         self.log_variance = nn.Parameter(torch.zeros(len(schema.tasks))) if learned else None
 
-    def forward(self, logits: Tensor, batch: PatientBatch, counts: Counts = global_count) -> Tensor:
-        """Return L_k, the labelled mean of each task's loss: [K]."""
+    def forward(
+        self, logits: Tensor, batch: PatientBatch, weight: Tensor | None = None, counts: Counts = global_count
+    ) -> Tensor:
+        """Return L_k [K], the mean of each task's loss over labelled samples: Σ_i v_i l_ik / Σ_i v_i.
+
+        Args:
+            logits: float [B, K].
+            batch: B samples.
+            weight: float [B] ≥ 0, v; None weighs all samples alike.
+            counts: Turns a local denominator into that over all devices.
+        """
         assert isinstance(self.alpha, Tensor)
         if self.kind == "bce":
             values = binary_cross_entropy(logits, batch.targets, self.smoothing)
         else:
             values = focal(logits, batch.targets, self.gamma, self.alpha, self.smoothing)
-        return masked_mean(values, batch.labelled, counts, dim=0)
+        return masked_mean(values, batch.labelled, counts, _by_task(weight, values), dim=0)
 
-    def total(self, losses: Tensor, batch: PatientBatch, counts: Counts = global_count) -> Tensor:
-        """Return L, given L_k [K] of that batch."""
+    def total(
+        self, losses: Tensor, batch: PatientBatch, weight: Tensor | None = None, counts: Counts = global_count
+    ) -> Tensor:
+        """Return L, given L_k [K] of that batch with these weights."""
         assert isinstance(self.weights, Tensor)
         if self.log_variance is not None:
             # 1 where any device has a label of the task, else 0; on each device its share of that
-            there = masked_mean(torch.ones_like(batch.targets), batch.labelled, counts, dim=0)
+            ones = torch.ones_like(batch.targets)
+            there = masked_mean(ones, batch.labelled, counts, _by_task(weight, ones), dim=0)
             losses = (-self.log_variance).exp() * losses + there * self.log_variance / 2
         return (self.weights * losses).sum()
+
+
+def _by_task(weight: Tensor | None, values: Tensor) -> Tensor | None:
+    return None if weight is None else weight[:, None].expand_as(values)

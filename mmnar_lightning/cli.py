@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmnar_lightning import __version__
-from mmnar_lightning.callbacks import AtomicCheckpointIO
+from mmnar_lightning.callbacks import AssignmentWeights, AtomicCheckpointIO, SampleWeights
 from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
 from mmnar_lightning.finishing import finish
 from mmnar_lightning.module import MultimodalOutcomeModule
@@ -37,6 +37,8 @@ FREE_ON_RESUME: tuple[str, ...] = (
     "data.init_args.root",
     "data.init_args.store",
 )
+# callbacks that are part of what is learned all the same
+WEIGHTING = (AssignmentWeights.__name__, SampleWeights.__name__)
 FREE_ON_RESUME += ("data.init_args.workers", "data.init_args.predict_splits", "weights_only")
 
 
@@ -99,7 +101,10 @@ class MultimodalCLI(LightningCLI):
             raise ValueError(f"{self._run_dir} holds a run; --resume auto continues it, another --run_dir starts one")
         if saved.is_file():
             now = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
-            changed = sorted(_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), now))
+            before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+            changed = sorted(_differences(before, now))
+            if _weighting(before) != _weighting(now):
+                changed.append("trainer.callbacks")
             if changed:
                 raise ValueError(
                     f"{self._run_dir} holds a run with other settings ({', '.join(changed)}); "
@@ -174,6 +179,13 @@ def _plain(value: Any) -> Any:
         kept = {k: _plain(v) for k, v in value.items() if v is not None}
         return {k: v for k, v in kept.items() if v != {}}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _weighting(config: dict[str, Any]) -> list[Any]:
+    """The callbacks that weigh samples, with their settings."""
+    callbacks = config["trainer"].get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    return [c for c in callbacks if str(c.get("class_path", "")).rpartition(".")[2] in WEIGHTING]
 
 
 def _differences(before: Any, after: Any, at: str = "") -> Iterable[str]:

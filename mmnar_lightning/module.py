@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from mmnar_lightning.records import (
     pattern_id,
     read,
 )
-from mmnar_lightning.rectifier import Conformal, Rectifier, patient_keys
+from mmnar_lightning.rectifier import Conformal, Rectifier, Scale, patient_keys
 
 EncoderFactory = Callable[[Modality, int], Encoder]
 FusionFactory = Callable[[FusionShape], Fusion]
@@ -77,7 +77,7 @@ class MultimodalOutcomeModule(LightningModule):
         label_smoothing: ε; 0 keeps probabilities honest.
         task_weights: w_k by task, 1 where not given.
         task_weighting: `fixed`, or `uncertainty`: weights are learned beside w_k, see `OutcomeLoss`.
-        auxiliary_weights: λ_t by term of the fusion; where not given the fusion's own, mostly 0.
+        auxiliary_weights: λ_t by term of the fusion, 0 where not given.
         pretrain_epochs: Epochs on the auxiliary part alone.
         anneal_epochs: Epochs over which a falls to 0; None keeps a = 1.
         linear_precision: Precision of the prior of `LinearEvidence`, in samples; None leaves it out.
@@ -87,10 +87,14 @@ class MultimodalOutcomeModule(LightningModule):
             encoders), `encoders`, `fusion`, `heads`.
         warmup: Share of the steps over which the learning rate rises from 0.
         lr_floor: Share of `lr` at which the cosine ends.
+        rectifier_scale: `logit`, or `probability` as in the paper, see `Rectifier`.
         conformal_alpha: α, share of conformal sets that may miss, see `Conformal`.
 
     Attributes:
         finishing: Whether a validation fits what is fitted once after training, see `mmnar_lightning.finishing`.
+        reconstruction_weights: float32 [samples of the store, M], weights of the reconstruction in training, from
+            `AssignmentWeights`; None weighs all alike.
+        sample_weights: float32 [samples of the store], weights of the outcomes' loss in training, from `SampleWeights`.
 
     Raises:
         ValueError: If a name in `encoders`, `task_weights` or `auxiliary_weights` is unknown, or a part can't be built.
@@ -120,6 +124,7 @@ class MultimodalOutcomeModule(LightningModule):
         part_rates: dict[str, dict[str, float]] | None = None,
         warmup: float = 0.05,
         lr_floor: float = 0.05,
+        rectifier_scale: Scale = "logit",
         conformal_alpha: float = 0.1,
     ) -> None:
         super().__init__()
@@ -135,9 +140,12 @@ class MultimodalOutcomeModule(LightningModule):
         # a kind that no modality has is no mistake: a config serves also where modalities are left out
         _check_names("encoders", self.hparams["encoders"], [*self.schema.names, *KINDS])
         self.auxiliary_weights = dict(auxiliary_weights or {})
-        self.rectifier = Rectifier(self.schema.task_names)
+        self.rectifier = Rectifier(self.schema.task_names, scale=rectifier_scale)
         self.conformal = Conformal(self.schema.task_names, conformal_alpha)
         self.finishing = False
+        # no buffers: DDP would send them around at each step, and they are no part of the model
+        self.reconstruction_weights: Tensor | None = None
+        self.sample_weights: Tensor | None = None
         self.heads: OutcomeHeads | None = None
         self.linear: LinearEvidence | None = None
         self.outcome_loss = OutcomeLoss(self.schema, loss, focal_gamma, label_smoothing, task_weights, task_weighting)
@@ -217,19 +225,20 @@ class MultimodalOutcomeModule(LightningModule):
 
     def _shared_step(self, batch: PatientBatch) -> StepResult:
         encoded, fused, logits = self._outcome(batch)
-        losses = self.outcome_loss(logits, batch)
-        outcome = self.outcome_loss.total(losses, batch)
+        encoded = replace(encoded, weights=_rows_of(self.reconstruction_weights, batch))
+        weight = _rows_of(self.sample_weights, batch)
+        losses = self.outcome_loss(logits, batch, weight)
+        outcome = self.outcome_loss.total(losses, batch, weight)
         terms = {f"loss_{task}": losses[k].detach() for k, task in enumerate(self.schema.task_names)}
         if self.linear is not None:
             outcome = outcome + self.linear.penalty()
         share = self.auxiliary_share
-        weights = {**self.fusion.own_weights, **self.auxiliary_weights}
-        wanted = {name: weight for name, weight in weights.items() if weight and share}
+        wanted = {name: factor for name, factor in self.auxiliary_weights.items() if factor and share}
         loss = join_unused(outcome.new_zeros(()), [outcome]) if self.pretraining else outcome
         if wanted:
             named = self.fusion.auxiliary(encoded, fused, batch.targets, batch.labelled, global_count)
             _check_names("auxiliary_weights", wanted, list(named))
-            loss = loss + share * sum(weight * named[name] for name, weight in wanted.items())
+            loss = loss + share * sum(factor * named[name] for name, factor in wanted.items())
             loss = join_unused(loss, [term for name, term in named.items() if name not in wanted])
             terms |= {name: term.detach() for name, term in named.items()}
         else:
@@ -354,7 +363,7 @@ class MultimodalOutcomeModule(LightningModule):
         self._log_metrics("test")
 
     def _fit_rectifier(self, rows: EvaluatedRows) -> None:
-        self.rectifier = Rectifier(self.schema.task_names).fit(
+        self.rectifier = Rectifier(self.schema.task_names, scale=self.rectifier.scale).fit(
             rows.logits, rows.targets, rows.labelled, rows.pattern, len(self.schema.names)
         )
         # sets are about the probabilities of one rectifier
@@ -367,7 +376,7 @@ class MultimodalOutcomeModule(LightningModule):
         modalities = len(self.schema.names)
         if a is not None:
             patient = self.trainer.datamodule.records.samples["patient"].gather(a.sample.numpy())  # type: ignore[attr-defined]
-            self.rectifier = Rectifier(self.schema.task_names).fit_ladder(
+            self.rectifier = Rectifier(self.schema.task_names, scale=self.rectifier.scale).fit_ladder(
                 a.logits, a.targets, a.labelled, a.pattern, patient_keys(patient), modalities
             )
         if b is not None:
@@ -407,6 +416,10 @@ class MultimodalOutcomeModule(LightningModule):
         """Take the rectifier and the conformal sets from a checkpoint."""
         self.rectifier = Rectifier.from_state(state["rectifier"])
         self.conformal = Conformal.from_state(state["conformal"])
+
+
+def _rows_of(weights: Tensor | None, batch: PatientBatch) -> Tensor | None:
+    return None if weights is None else weights[batch.sample]
 
 
 def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:

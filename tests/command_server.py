@@ -75,6 +75,8 @@ def arrange_trace(path: str) -> None:
         write(**at, loss=float(loss.detach()).hex(), rate=float(rate).hex())
 
     def validation(module: Any, _: Any) -> None:
+        if module.finishing:
+            return
         found = {k: float(v).hex() for k, v in module.trainer.callback_metrics.items() if k.startswith("val/")}
         write(validation=module.current_epoch, metrics=found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +115,3 @@ def test_mixed_precision_trains(data: RecordDataModule, make: MakeModule, tmp_pa
     module = make(fusion=EvidenceFusion, auxiliary_weights={"reconstruction": 2.0, "availability": 0.5})
     trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=data)
     assert all(p.isfinite().all() for p in module.parameters())
-
-
-@pytest.mark.parametrize("cls", [MMNARFusion, EvidenceFusion])
-def test_ipw_has_a_weight_of_its_own_and_is_watched(cls: Any, data: RecordDataModule, make: MakeModule) -> None:
-    dataset = data.train_dataloader().dataset
-    everything: PatientBatch = dataset.__getitems__(list(range(len(dataset))))
-    rows = everything.observed[:, 0].nonzero().ravel().tolist()
-    batch: PatientBatch = dataset.__getitems__(rows)
-    module = make(fusion=partial(cls, reconstruction="input", ipw=["vitals"]), auxiliary_weights={"reconstruction": 2})
-    result = module.train()._shared_step(batch)
-    terms = {name: float(value) for name, value in result.terms.items()}
-    assert {"ipw_ess/labs", "ipw_ess/diagnoses", "ipw_clipped", "assignment"} < set(terms)
-    outcome = sum(terms[f"loss_{task}"] for task in module.schema.task_names)
-    expected = outcome + 2 * terms["reconstruction"] + terms["assignment"]
-    assert float(result.loss.detach()) == pytest.approx(expected, rel=1e-5)
-    result.loss.backward()  # type: ignore[no-untyped-call]
-    moved = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
-    assert any("assignment" in name for name in moved)
-    lacking = dataset.__getitems__(sorted(set(range(len(dataset))) - set(rows))[:1] + rows[:3])
-    with pytest.raises(ValueError, match="ipw: 1 of 4 samples lack 'vitals'"):
-        module._shared_step(lacking)

@@ -98,3 +98,35 @@ def test_the_module_hands_its_options_on() -> None:
     assert (found.kind, found.gamma, found.smoothing) == ("focal", 1.5, 0.1)
     assert torch.equal(found.weights, torch.tensor([1.0, 3.0, 1.0]))  # type: ignore[arg-type]
     assert found.log_variance is not None
+
+
+@pytest.mark.parametrize("kind", ["bce", "focal"])
+def test_sample_weights_are_a_weighted_mean_over_labelled_samples(kind: Any) -> None:
+    logits, batch = batch_of(40, unlabelled=1)
+    weight = torch.rand(40, generator=torch.Generator().manual_seed(1)) * 3
+    weight[:10] = 0
+    loss = OutcomeLoss(SCHEMA, kind=kind)
+    found = loss(logits, batch, weight)
+    for k in (0, 2):
+        each = [float(loss(logits[i : i + 1], rows_of(batch, i))[k]) for i in range(40)]
+        kept = [i for i in range(40) if batch.labelled[i, k]]
+        expected = sum(float(weight[i]) * each[i] for i in kept) / sum(float(weight[i]) for i in kept)
+        assert float(found[k]) == pytest.approx(expected, rel=1e-5)
+        assert abs(expected - float(loss(logits, batch)[k])) > 1e-3, "weights that change nothing would show nothing"
+    assert float(found[1]) == 0
+    torch.testing.assert_close(loss(logits, batch, torch.full((40,), 2.5)), loss(logits, batch))
+
+
+def rows_of(batch: PatientBatch, i: int) -> PatientBatch:
+    at = slice(i, i + 1)
+    return PatientBatch(batch.elements, batch.observed[at], batch.targets[at], batch.labelled[at], batch.sample[at])
+
+
+def test_samples_of_weight_zero_alone_teach_nothing() -> None:
+    logits, batch = batch_of(20)
+    loss = OutcomeLoss(SCHEMA, weighting="uncertainty")
+    assert loss.log_variance is not None
+    with torch.no_grad():
+        loss.log_variance.fill_(0.5)
+    weight = torch.zeros(20)
+    assert float(loss.total(loss(logits, batch, weight), batch, weight).detach()) == 0

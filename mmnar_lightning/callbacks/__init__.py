@@ -1,5 +1,6 @@
-"""What watches a run: checkpoints, predictions, TensorBoard."""
+"""What goes with a run: checkpoints, predictions, TensorBoard, weights of its training samples."""
 
+from mmnar_lightning.callbacks.assignment_weights import AssignmentWeights
 from mmnar_lightning.callbacks.availability import AvailabilityOverview, overview
 from mmnar_lightning.callbacks.checkpointing import (
     AtomicCheckpointIO,
@@ -8,15 +9,18 @@ from mmnar_lightning.callbacks.checkpointing import (
     SelectionStopping,
 )
 from mmnar_lightning.callbacks.predictions import PredictionWriter
+from mmnar_lightning.callbacks.sample_weights import SampleWeights
 from mmnar_lightning.callbacks.summary import MetricSummary
 
 __all__ = [
+    "AssignmentWeights",
     "AtomicCheckpointIO",
     "AvailabilityOverview",
     "BestCheckpoint",
     "MetricSummary",
     "PredictionWriter",
     "ResumeCheckpoint",
+    "SampleWeights",
     "SelectionStopping",
     "overview",
 ]

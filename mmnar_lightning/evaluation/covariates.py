@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmnar_lightning.evaluation.assignment import CLIP, Learner, assignment_weights, fit_assignment
 from mmnar_lightning.evaluation.flat import flatten
+from mmnar_lightning.evaluation.overlap import Overlap, OverlapThresholds, effective_size, overlap_report
 from mmnar_lightning.records import RecordDataModule, RecordDataset, RecordSchema, RecordStore, availability_reasons
 
 Array = NDArray[np.float64]
@@ -34,6 +35,26 @@ class Known:
     names: tuple[str, ...]
     complete: NDArray[np.bool_]
     modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingWeights:
+    """Inverse probability weights of train's observed modalities, and what they rest on.
+
+    Args:
+        names: Names of the M modalities, in the order of the schema.
+        values: float64 [samples of the store, M]: before the cap mean 1 among train's observed, 0 where not observed,
+            NaN outside train. A train sample that lacks what w is made of has weight 1 where observed.
+        ess: float64 [M], Kish's effective sample size as a share of train's observed; NaN where nobody is.
+        clipped: float64 [M], share of train's observed whose weight was cut, by π's bounds or by the cap; NaN as above.
+        overlap: Of each modality that anyone in train has and w is not made of.
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    ess: Array
+    clipped: Array
+    overlap: tuple[Overlap, ...]
 
 
 def availability(store: RecordStore, names: Sequence[str], samples: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -130,11 +151,14 @@ def training_weights(
     learner: Learner = "logistic",
     folds: int = 5,
     clip: tuple[float, float] = CLIP,
+    cap: float = np.inf,
+    thresholds: OverlapThresholds | None = None,
     seed: int = 0,
-) -> NDArray[np.float64]:
-    """Inverse probability weights of train's observed modalities, for a loss in which only they take part.
+) -> TrainingWeights:
+    """Weigh train's observed modalities by w_im = min(δ_im / π_im / mean, cap), for a loss only they take part in.
 
-    Fitted on train alone, cross-fitted by patient, over samples for which the modality could have been recorded.
+    Fitted on train alone, cross-fitted by patient, over samples for which the modality could have been recorded. The
+    mean is over those observed, so that weights are 1 where π tells nothing.
 
     Args:
         data: The datamodule.
@@ -144,11 +168,12 @@ def training_weights(
         learner: As `fit_assignment`.
         folds: As `fit_assignment`.
         clip: As `fit_assignment`.
+        cap: Greatest weight. It bounds the variance and brings a bias toward the unweighted mean back.
+        thresholds: When the report of the overlap says that there is too little.
         seed: Key of the folds.
 
-    Returns:
-        float64 [samples of the store, M] in the order of the schema: mean 1 among train's observed, 0 where not
-        observed, NaN outside train. A train sample that lacks what w is made of has weight 1 where observed.
+    Source: Seaman, White, *Review of inverse probability weighting for dealing with missing data*, 2013; Cole, Hernán,
+    *Constructing Inverse Probability Weights for Marginal Structural Models*, 2008 (truncation).
     """
     schema, store = RecordSchema.from_dict(data.schema), data.records
     train = data.samples_of("train")
@@ -168,10 +193,22 @@ def training_weights(
         clip=clip,
         seed=seed,
     )
-    weights = np.where(eligible, assignment_weights(assignment.inclusion, delta & eligible, clip), delta)
+    uncapped = np.where(eligible, assignment_weights(assignment.inclusion, delta & eligible, clip), delta)
+    weights = np.minimum(uncapped, cap)
     whole = np.full((len(store), len(schema.names)), np.nan)
     whole[train] = weights
-    return whole
+    # NaN (not eligible) is outside no bound
+    cut = delta & ((uncapped > cap) | (assignment.raw < clip[0]) | (assignment.raw > clip[1]))
+    report = overlap_report(assignment, delta & eligible, thresholds)
+    asked = tuple(row for row in report if row.observed and row.modality not in known.modalities)
+    size = np.array([effective_size(column) for column in weights.T])
+    return TrainingWeights(tuple(schema.names), whole, _share(size, delta), _share(cut.sum(0), delta), asked)
+
+
+def _share(part: NDArray[Any], delta: NDArray[np.bool_]) -> Array:
+    count = delta.sum(0)
+    shares: Array = np.divide(part, count, out=np.full(len(count), np.nan), where=count > 0)
+    return shares
 
 
 def ordered_values(

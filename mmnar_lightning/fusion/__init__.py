@@ -1,6 +1,5 @@
 """From tokens of what was observed to one vector a patient: the paper's method and what it is compared with."""
 
-from mmnar_lightning.fusion.assignment import AssignmentModel
 from mmnar_lightning.fusion.attention import AttentionBlock
 from mmnar_lightning.fusion.base import Fused, Fusion, drop_modalities, fusion_class, fusions, tokens_per_modality
 from mmnar_lightning.fusion.concat import ConcatFusion
@@ -10,7 +9,6 @@ from mmnar_lightning.fusion.mmnar import MMNARFusion
 from mmnar_lightning.fusion.reconstruction import LeaveOneOutReconstruction
 
 __all__ = [
-    "AssignmentModel",
     "AttentionBlock",
     "ConcatFusion",
     "DeltaOnlyFusion",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -49,7 +47,6 @@ class Fusion(nn.Module, ABC):
         batch_independent: In evaluation a row does not depend on its batch mates.
         needs_complete_rows: Training needs rows in which every modality is observed.
         literal: Reproduces a released implementation with its defects.
-        own_weights: Weights of auxiliary terms that count also where no configuration names them, by name.
 
     Raises:
         ValueError: If `modality_dropout` is not in [0, 1).
@@ -58,7 +55,6 @@ class Fusion(nn.Module, ABC):
     batch_independent: ClassVar[bool] = True
     needs_complete_rows: ClassVar[bool] = False
     literal: ClassVar[bool] = False
-    own_weights: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, shape: FusionShape, *, modality_dropout: float = 0.0) -> None:
         super().__init__()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmnar_lightning.fusion.assignment import AssignmentModel
 from mmnar_lightning.fusion.base import Fused, Fusion, tokens_per_modality
 from mmnar_lightning.objectives import Counts, availability_cross_entropy, masked_mean, reconstruction_error
 from mmnar_lightning.records import Encoded, FusionShape
@@ -24,6 +23,7 @@ class EvidenceFusion(Fusion):
 
     * reconstruction: every observed modality's standardised input, squared error over its known entries, modalities
       that modality dropout hid included; a modality without an input vector gives its token, without gradient, instead.
+      `Encoded.weights`, where there are some, weigh its mean.
     * availability: δ, binary cross-entropy: what is known of the health must explain what was ordered.
 
     Under MNAR the availability and the pattern expert are what carries the information in *who was measured*. What is
@@ -37,8 +37,6 @@ class EvidenceFusion(Fusion):
         availability: Decode the availability.
         dropout: Probability in the decoders' and the last MLP's hidden layers.
         modality_dropout: See `Fusion`.
-        ipw: Names of modalities that everyone has: weigh the reconstruction by `AssignmentModel` given these.
-        ipw_clip: Greatest weight.
 
     Raises:
         ValueError: If an option is out of range or not one of its choices.
@@ -58,8 +56,6 @@ class EvidenceFusion(Fusion):
         availability: bool = True,
         dropout: float = 0.0,
         modality_dropout: float = 0.0,
-        ipw: list[str] | None = None,
-        ipw_clip: float = 10.0,
     ) -> None:
         super().__init__(shape, modality_dropout=modality_dropout)
         M, D = len(shape.modalities), shape.width
@@ -67,8 +63,6 @@ class EvidenceFusion(Fusion):
             raise ValueError(f"latent must be at least 1, is {latent}")
         if reconstruction not in ("input", "none"):
             raise ValueError(f"reconstruction {reconstruction!r} is not one of input, none")
-        if ipw is not None and reconstruction == "none":
-            raise ValueError("ipw weighs the reconstruction, and there is none")
         self.latent = latent
         self.weight = nn.Parameter(torch.randn(M, D, 2 * latent) * D**-0.5)
         self.bias = nn.Parameter(torch.zeros(M, 2 * latent))
@@ -79,9 +73,6 @@ class EvidenceFusion(Fusion):
             _mlp(latent, D, width or D, dropout) for width in inputs if reconstruction == "input"
         )
         self.availability = _mlp(latent, D, M, dropout) if availability else None
-        self.assignment = None if ipw is None else AssignmentModel(shape, ipw, ipw_clip)
-        if self.assignment is not None:
-            self.own_weights = {"assignment": 1.0}
 
     def forward(self, encoded: Encoded) -> Fused:
         """Fuse, see `Fusion.forward`.
@@ -111,21 +102,17 @@ class EvidenceFusion(Fusion):
     def auxiliary(
         self, encoded: Encoded, fused: Fused, targets: Tensor, labelled: Tensor, counts: Counts
     ) -> dict[str, Tensor]:
-        """Terms ``reconstruction`` and ``availability``, those that are switched on, and with `ipw` ``assignment``."""
+        """Terms ``reconstruction`` and ``availability``, those that are switched on."""
         mean = fused.views["posterior_mean"].to(self.bias.dtype)
         terms: dict[str, Tensor] = {}
         if self.decoders:
-            weight = None
-            if self.assignment is not None:
-                weights, terms = self.assignment(encoded, counts)
-                weight = weights[encoded.row, encoded.modality]
-            terms["reconstruction"] = self._reconstruct(encoded, mean, weight, counts)
+            terms["reconstruction"] = self._reconstruct(encoded, mean, counts)
         if self.availability is not None:
             loss = availability_cross_entropy(self.availability(mean), encoded.observed)
             terms["availability"] = masked_mean(loss, torch.ones_like(encoded.observed), counts)
         return terms
 
-    def _reconstruct(self, encoded: Encoded, mean: Tensor, weight: Tensor | None, counts: Counts) -> Tensor:
+    def _reconstruct(self, encoded: Encoded, mean: Tensor, counts: Counts) -> Tensor:
         sizes = tokens_per_modality(encoded)
         errors: list[Tensor] = []
         known: list[Tensor] = []
@@ -141,6 +128,7 @@ class EvidenceFusion(Fusion):
             else:
                 errors.append(reconstruction_error(guess, token.detach()))
                 known.append(torch.ones(len(token), dtype=torch.bool, device=token.device))
+        weight = None if encoded.weights is None else encoded.weights[encoded.row, encoded.modality]
         return masked_mean(torch.cat(errors), torch.cat(known), counts, weight)
 
 

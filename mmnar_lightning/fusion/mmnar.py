@@ -44,8 +44,6 @@ class MMNARFusion(Fusion):
         temperature: As there.
         missingness: As there.
         hidden_per_row: As there.
-        ipw: As there.
-        ipw_clip: As there.
         keep_attention: Add the last block's attention weights to the views.
 
     Raises:
@@ -74,8 +72,6 @@ class MMNARFusion(Fusion):
         temperature: float = 0.1,
         missingness: Literal["pattern", "leave_one_out", "none"] = "pattern",
         hidden_per_row: int | None = None,
-        ipw: list[str] | None = None,
-        ipw_clip: float = 10.0,
         keep_attention: bool = False,
     ) -> None:
         super().__init__(shape, modality_dropout=modality_dropout)
@@ -100,11 +96,7 @@ class MMNARFusion(Fusion):
             temperature=temperature,
             missingness=missingness,
             hidden_per_row=hidden_per_row,
-            ipw=ipw,
-            ipw_clip=ipw_clip,
         )
-        if ipw is not None:
-            self.own_weights = {"assignment": 1.0}
 
     def forward(self, encoded: Encoded) -> Fused:
         """Fuse, see `Fusion.forward`.
@@ -136,7 +128,7 @@ class MMNARFusion(Fusion):
     def auxiliary(
         self, encoded: Encoded, fused: Fused, targets: Tensor, labelled: Tensor, counts: Counts
     ) -> dict[str, Tensor]:
-        """Terms ``reconstruction``, ``contrast``, ``missingness``, those switched on; with `ipw` ``assignment``."""
+        """Terms ``reconstruction``, ``contrast``, ``missingness``, those that are switched on."""
         shown, z = fused.views["observed"], fused.views["condition"]
         terms: dict[str, Tensor] = self.leave_one_out(encoded, shown, fused.patient, z, self.fuse, counts)
         return terms

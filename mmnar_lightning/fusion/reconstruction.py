@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmnar_lightning.fusion.assignment import AssignmentModel
 from mmnar_lightning.fusion.base import tokens_per_modality
 from mmnar_lightning.objectives import (
     Counts,
@@ -50,7 +49,9 @@ class LeaveOneOutReconstruction(nn.Module):
       of δ_m from h^{−m} (from h where m is not observed): an assignment model, it never sees the δ_m it predicts.
 
     Reconstruction is only ever supervised on those for whom a modality was ordered; under MNAR what it says of the
-    others is extrapolation. Where modality dropout hid modalities, they too are asked for, from what was shown.
+    others is extrapolation. `Encoded.weights`, where there are some, weigh its mean (not the contrast's), to stand for
+    everyone if ordering is ignorable given what they were made of. Where modality dropout hid modalities, they too are
+    asked for, from what was shown.
 
     Args:
         shape: Sizes it is built for.
@@ -62,8 +63,6 @@ class LeaveOneOutReconstruction(nn.Module):
         missingness: ``pattern``, ``leave_one_out`` or ``none``.
         hidden_per_row: Observed modalities of a row left out in a step, drawn at random and weighted so that the
             expectation stays; None leaves out each in turn, which costs |O_i| fusions a row.
-        ipw: Names of modalities that everyone has: weigh the reconstruction by `AssignmentModel` given these.
-        ipw_clip: Greatest weight.
 
     Raises:
         ValueError: If an option is out of range or not one of its choices.
@@ -83,8 +82,6 @@ class LeaveOneOutReconstruction(nn.Module):
         projection: int | None = None,
         missingness: Literal["pattern", "leave_one_out", "none"] = "pattern",
         hidden_per_row: int | None = None,
-        ipw: list[str] | None = None,
-        ipw_clip: float = 10.0,
     ) -> None:
         super().__init__()
         for what, value, known in (
@@ -97,8 +94,6 @@ class LeaveOneOutReconstruction(nn.Module):
             raise ValueError(f"hidden_per_row must be at least 1, is {hidden_per_row}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, is {temperature}")
-        if ipw is not None and target == "none":
-            raise ValueError("ipw weighs the reconstruction, and there is none")
         M, D = len(shape.modalities), shape.width
         inputs = shape.inputs or (0,) * M
         self.stop_gradient, self.temperature, self.hidden_per_row = stop_gradient, temperature, hidden_per_row
@@ -117,7 +112,6 @@ class LeaveOneOutReconstruction(nn.Module):
             self.availability = nn.Linear(D, 2**M if M <= PATTERN_LIMIT else M)
         elif missingness == "leave_one_out":
             self.availability = nn.Linear(D, M)
-        self.assignment = None if ipw is None else AssignmentModel(shape, ipw, ipw_clip)
 
     def forward(
         self,
@@ -139,7 +133,7 @@ class LeaveOneOutReconstruction(nn.Module):
             counts: Turns a local count into the denominator over all devices.
 
         Returns:
-            Scalars ``reconstruction``, ``contrast``, ``missingness``, and with `ipw` those of `AssignmentModel`.
+            Scalars ``reconstruction``, ``contrast``, ``missingness``.
         """
         terms: dict[str, Tensor] = {}
         if self.latent or self.input or self.missingness == "leave_one_out":
@@ -148,9 +142,8 @@ class LeaveOneOutReconstruction(nn.Module):
             # all views in one call of the fusion: on a CPU many small calls cost more than the arithmetic
             h = fuse(encoded.dense()[left.row], rest)
             weight = left.weight
-            if self.assignment is not None:
-                weights, terms = self.assignment(encoded, counts)
-                weight = weight * weights[left.row, left.modality]
+            if encoded.weights is not None:
+                weight = weight * encoded.weights[left.row, left.modality]
             terms |= self._reconstruct(encoded, h, left, rest.any(1), weight, counts)
             if self.missingness == "leave_one_out":
                 terms["missingness"] = self._assignment(encoded.observed, patient, h, left, counts)

@@ -6,19 +6,16 @@ from mmnar_lightning.objectives.gathering import gather_rows
 from mmnar_lightning.objectives.outcomes import binary_cross_entropy, focal, hierarchical
 from mmnar_lightning.objectives.reconstruction import reconstruction_error
 from mmnar_lightning.objectives.reduction import Counts, global_count, join_unused, masked_mean
-from mmnar_lightning.objectives.weighting import effective_share, inverse_probability_weights
 
 __all__ = [
     "Counts",
     "availability_cross_entropy",
     "binary_cross_entropy",
-    "effective_share",
     "focal",
     "gather_rows",
     "global_count",
     "hierarchical",
     "info_nce",
-    "inverse_probability_weights",
     "join_unused",
     "masked_mean",
     "pattern_cross_entropy",

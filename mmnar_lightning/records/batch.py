@@ -141,6 +141,8 @@ class Encoded(_Packed):
         modality: int64 [N], modality of each token.
         observed: bool [B, M].
         inputs: Standardised inputs by modality in schema order (None where a kind has none, as raw text).
+        weights: float32 [B, M], weights of what is observed in reconstruction, in training alone; None weighs all
+            alike. Entries outside `observed` mean nothing.
     """
 
     tokens: Tensor
@@ -148,6 +150,7 @@ class Encoded(_Packed):
     modality: Tensor
     observed: Tensor
     inputs: tuple[Inputs | None, ...] = ()
+    weights: Tensor | None = None
 
     def dense(self) -> Tensor:
         """Scatter the tokens to [B, M, D]; slots of unobserved modalities are 0 and must be masked by `observed`."""

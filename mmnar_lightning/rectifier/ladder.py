@@ -26,7 +26,7 @@ class Choice:
     Args:
         rungs: Those compared, simplest first; empty where there was nothing to choose from.
         loss: [rungs], log loss over all held-out rows.
-        fold_loss: [rungs][folds], log loss of each fold; NaN is written as None.
+        fold_loss: [rungs, folds], log loss of each fold; NaN is written as None.
         difference: [rungs], loss minus that of the best rung.
         se: [rungs], standard error of the difference over patients.
         patients: Patients with a known label.

@@ -85,7 +85,13 @@ def test_validation_has_point_estimates_alone(trained: Path) -> None:
 def test_the_report_of_a_test_says_what_the_numbers_are(trained: Path, found: dict[str, float]) -> None:
     text = (trained / "report-test.md").read_text()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles[-4:] == ["## Results", "## Availability alone", "## Worst pattern", "## Conformal sets"]
+    assert titles[-5:] == [
+        "## Results",
+        "## Rectifier",
+        "## Availability alone",
+        "## Worst pattern",
+        "## Conformal sets",
+    ]
     rows = [line.split(" | ") for line in text.partition("## Results")[2].splitlines() if line.startswith("| ")]
     cells = {(row[0].strip("| "), row[1]): row[2:] for row in rows}
     for task in TASKS:

@@ -9,6 +9,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
+import yaml
 
 # overlap is not what is tested here: 72 test samples can't have it
 LENIENT = ("--min_ess", "5", "--min_ess_share", "0.01", "--max_clipped", "0.5", "--draws", "20")
@@ -81,11 +83,25 @@ def test_weights_for_training_are_of_training_samples(mmnar: Any, run_dir: Path,
     assert done.status == 0, done.out
     found = pl.read_parquet(weights)
     assert found.columns == ["sample", "weight"]
+    store = pl.read_parquet_metadata(run_dir / "predictions.parquet")["store"]
+    assert pl.read_parquet_metadata(weights)["store"] == store, "by it the weights are known to fit a store"
     weight = found["weight"].to_numpy()
     assert weight.mean() == pytest.approx(1)
     assert weight.std() > 0.01
     split = pl.read_parquet(run_dir / "predictions.parquet").filter(pl.col("split") == "test")["sample"]
     assert not set(found["sample"]) & set(split)
+    # and a run trains with them
+    given = ("--trainer.callbacks+=SampleWeights", "--trainer.callbacks.path", weights, "--trainer.max_epochs", "1")
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text()) | {
+        "run_dir": str(tmp_path / "run"),
+        "ckpt_path": None,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    done = mmnar("fit", "--config", tmp_path / "config.yaml", *given)
+    assert done.status == 0, done.out
+    stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(stored["callbacks"]["SampleWeights"]) == {"sha256"}
+    assert stored["callbacks"]["SampleWeights"]["sha256"]
 
 
 def test_refuses_without_overlap(mmnar: Any, run_dir: Path) -> None:

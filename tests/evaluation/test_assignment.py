@@ -234,7 +234,8 @@ def test_covariates_are_what_everyone_has(make_datamodule: Any, tmp_path: Path) 
 
 def test_weights_for_training_come_from_train_alone(make_datamodule: Any, tmp_path: Path) -> None:
     data = make_datamodule(tmp_path, 300)
-    found = training_weights(data, always=["vitals"], groups=["site"])
+    weights = training_weights(data, always=["vitals"], groups=["site"])
+    found = weights.values
     schema, train = RecordSchema.from_dict(data.schema), data.samples_of("train")
     outside = np.setdiff1d(np.arange(len(data.records)), train)
     assert np.isnan(found[outside]).all()
@@ -249,3 +250,13 @@ def test_weights_for_training_come_from_train_alone(make_datamodule: Any, tmp_pa
     labs, vitals = (found[train, schema.names.index(name)] for name in ("labs", "vitals"))
     assert labs[labs > 0].std() > 0.05
     assert set(vitals) <= {0.0, 1.0}
+    assert weights.names == schema.names
+    m = schema.names.index("labs")
+    seen = labs[labs > 0]
+    assert weights.ess[m] == pytest.approx(seen.sum() ** 2 / (seen**2).sum() / len(seen))
+    assert {row.modality for row in weights.overlap} == set(schema.names) - {"vitals"}
+    capped = training_weights(data, always=["vitals"], groups=["site"], cap=1.1)
+    assert np.array_equal(capped.values[train], np.minimum(found[train], 1.1))
+    assert capped.clipped[m] == pytest.approx((seen > 1.1).mean())
+    assert capped.ess[m] > weights.ess[m]
+    assert weights.clipped[m] < capped.clipped[m]
