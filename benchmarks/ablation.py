@@ -216,6 +216,7 @@ def main() -> None:
             sys.stderr.write(f"\r{done} of {len(jobs)} runs")
     rows = table(cases, methods, arguments)
     command = f"python benchmarks/ablation.py --seeds {arguments.seeds} --samples {arguments.samples}"
+    command += f" --draws {arguments.draws} --only {' '.join(arguments.only)}"
     packages = ("torch", "lightning", "scikit-learn")
     save(RESULTS / "ablation.json", {"command": command, "rows": rows}, packages, machine())
     (RESULTS / "ablation.md").write_text(markdown(rows) + "\n", encoding="utf-8")
