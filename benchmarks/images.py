@@ -127,7 +127,7 @@ def packing(repeat: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--films", type=int, default=24)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=12)
     parser.add_argument("--out", type=Path, default=RESULTS / "images.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Documents: the price of a step against the share of notes, padding, memory of fine-tuning, and use of a GPU.
 
-Run: ``python benchmarks/text.py [--repeat 5] [--out benchmarks/results/text.json]``. On one core, in processor time,
+Run: ``python benchmarks/text.py [--repeat 7] [--out benchmarks/results/text.json]``. On one core, in processor time,
 but for memory, which is read in a fresh process for each setting. Models have BERT's architecture and weights drawn at
 random, which cost as much as any.
 """
@@ -322,7 +322,7 @@ def timed(way: Callable[[], object], device: torch.device, repeat: int) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "text.json")
     arguments = parser.parse_args()
     reporting.disable_progress_bar()  # type: ignore[no-untyped-call]

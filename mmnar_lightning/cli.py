@@ -95,6 +95,9 @@ class MultimodalCLI(LightningCLI):
         if config.resume not in ("auto", "never"):
             raise ValueError(f"--resume {config.resume!r} is not one of auto, never")
         saved, last = self._run_dir / "config.yaml", self._run_dir / "checkpoints" / "last.ckpt"
+        if config.resume == "never" and not any(last.parent.glob("*.ckpt")):
+            # what failed before its first checkpoint left a config and no run
+            return
         if not saved.is_file() and not last.is_file():
             return
         if config.resume == "never":

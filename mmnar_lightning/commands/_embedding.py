@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmnar_lightning.encoders.features import Dtype, FeatureEncoder, FeatureShards, described
+from mmnar_lightning.encoders.features import Dtype, FeatureEncoder, FeatureShards, FeatureTable, described
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import Elements, Reader, RecordDataModule, RecordStore
 
@@ -72,6 +72,15 @@ def embed(
     for name, folder in there.items():
         if folder is not None:
             log.info("features of %s: are there already", name)
+            if lost := FeatureTable(folder).unreadable:
+                log.warning(
+                    "%d of %d files of %s could not be read when they were computed; where these are restored, remove %s "
+                    "and run this again",
+                    lost,
+                    shards[name].elements,
+                    name,
+                    folder,
+                )
             shards[name].tidy()
     waiting = [name for name, folder in there.items() if folder is None]
     if waiting:
@@ -234,4 +243,8 @@ class _Embedder(LightningModule):
         for name in self.encoders:
             self.folders[name] = folder = self.shards[name].finish(self._encoder(name).provenance)
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-            log.info("features of %s: %d elements, %.1f MB in %s", name, self.shards[name].elements, size, folder)
+            lost = FeatureTable(folder).unreadable
+            told = f", {lost} of them unreadable and without" if lost else ""
+            log.info(
+                "features of %s: %d elements%s, %.1f MB in %s", name, self.shards[name].elements, told, size, folder
+            )

@@ -66,6 +66,11 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self._stop)
 
+    @property
+    def unreadable(self) -> int:
+        """Number of elements without a vector: files that could not be read when features were computed."""
+        return int((np.diff(self._stop, prepend=0) == 0).sum())
+
     def take(self, index: Array) -> tuple[Tensor, Array]:
         """Look up the vectors of elements.
 
@@ -137,7 +142,8 @@ class FeatureReader(IndexReader):
         if lost and self.unreadable != "count":
             raise UnreadableError(
                 f"modality {self.modality!r}: {lost} of {len(kept)} elements of a batch could not be read when their "
-                "features were computed; restore the files, or leave them out with `unreadable: count`"
+                f"features were computed; restore the files, remove {self.table.folder} and run `mmnar embed` again, "
+                "or leave them out with `unreadable: count`"
             )
         kept, count = kept[count > 0], count[count > 0]
         which = torch.from_numpy(kept).to(device)

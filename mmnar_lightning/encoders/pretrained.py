@@ -83,10 +83,11 @@ def _snapshot(model: str, revision: str | None, download: bool) -> Path:
             why = "it is not in the local cache of hub models, and HF_HUB_OFFLINE is set"
         else:
             why = f"it could not be downloaded ({type(error).__name__})"
+    instead = ", or `download: true`" if not download else ", and unset HF_HUB_OFFLINE to do so" if offline else ""
     command = f"hf download {model}" + (f" --revision {revision}" if revision else "")
     raise NotDownloadedError(
         f"model {model!r} is no folder, and {why}; download it beforehand, where there is a network, with "
-        f"`{command}`, or give the path of a local folder, or `download: true`"
+        f"`{command}`{instead}, or give the path of a local folder"
     )
 
 
