@@ -131,9 +131,16 @@ class MultimodalCLI(LightningCLI):
             log.warning("there is no best.ckpt (no epoch after pretraining was validated); last.ckpt is used")
         config.ckpt_path = str(path)
         try:
-            stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
+            loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            stored = loaded["hyper_parameters"]
+            finished = bool(loaded["state_dict"]["_extra_state"]["rectifier"]["choices"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path} is no checkpoint of mmnar") from error
+        if Path(path).name == "best.ckpt" and not finished:
+            log.warning(
+                "the fit has not come to its end: best.ckpt has the rectifier of an epoch and no conformal sets; "
+                "`mmnar fit --resume auto` finishes it"
+            )
         class_path = stored.pop("_class_path", None) or f"{MultimodalOutcomeModule.__module__}.MultimodalOutcomeModule"
         init_args = {k: v for k, v in stored.items() if k not in ("_instantiator", "schema")}
         given = config.model.get("init_args", {})

@@ -60,3 +60,23 @@ def _points(path: Path) -> list[int]:
     if "val/auroc" not in accumulator.Tags()["scalars"]:
         return []
     return [event.step for event in accumulator.Scalars("val/auroc")]
+
+
+def test_a_run_that_was_killed_before_its_end_is_known(
+    trained: Path, mmnar: Any, own_tables: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    best = run / "checkpoints" / "best.ckpt"
+    # what was there before the last writing is kept beside it
+    best.with_name("best.ckpt.previous").replace(best)
+    assert state(best)["rectifier"]["choices"] == []
+    data = ("--data.init_args.root", own_tables, "--data.init_args.store", trained.parent / "stores")
+    config = Path(__file__).with_name("conf") / "tables.yaml"
+    done = mmnar("test", "--config", config, *data, "--run_dir", run)
+    assert done.status == 0, done.out
+    assert "the fit has not come to its end" in done.out
+    assert "The fit has not come to its end" in (run / "report-test.md").read_text()
+    assert mmnar("fit", "--config", config, *data, "--run_dir", run, "--resume", "auto").status == 0
+    assert state(best) == state(trained / "checkpoints" / "best.ckpt")
+    done = mmnar("test", "--config", config, *data, "--run_dir", run)
+    assert "has not come to its end" not in done.out + (run / "report-test.md").read_text()

@@ -233,7 +233,7 @@ def readable(path: Path, check: Check = "decode") -> bool:
 
 
 def film_state(cxr_root: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
-    """Hash place below `cxr_root` and size of every film: one that is added, lost or changed in size makes another store.
+    """Hash place below `cxr_root` and size of every film: one added, lost or of another size makes another store.
 
     Pixels are not read, which would take hours: a film replaced by another of the same size goes unnoticed.
 

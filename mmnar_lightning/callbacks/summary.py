@@ -129,7 +129,11 @@ def _ladder(rectifier: Rectifier) -> list[str]:
     named = list(zip(rectifier.tasks, rectifier.reasons, strict=True))
     lines = ["", *(f"{task} is neither recalibrated nor rectified: {why}." for task, why in named if why)]
     if not rectifier.choices:
-        return lines
+        return [
+            *lines,
+            "",
+            "The fit has not come to its end: the rectifier is that of an epoch, and there are no conformal sets.",
+        ]
     lines += [
         "",
         "## Rectifier",
@@ -138,7 +142,9 @@ def _ladder(rectifier: Rectifier) -> list[str]:
     ]
     lines += ["within one standard error of the best, over the paired differences of patients.", ""]
     lines += ["| task | rung | log loss minus the best (standard error), by rung | patients |", "|---|---|---|---|"]
-    for task, choice in zip(rectifier.tasks, rectifier.choices, strict=True):
+    for task, choice, why in zip(rectifier.tasks, rectifier.choices, rectifier.reasons, strict=True):
+        if why:
+            continue
         compared = zip(choice.rungs, choice.difference, choice.se, strict=True)
         told = ", ".join(f"{rung} {d:.4f} ({se:.4f})" for rung, d, se in compared) or choice.reason
         lines.append(f"| {task} | {choice.chosen} | {told} | {_suppressed(choice.patients)} |")
@@ -168,7 +174,13 @@ def _availability(assessed: Assessment, schema: RecordSchema, found: Mapping[str
         return [*lines, "", f"Its AUROC adjusted for the structured-only risk is not available: {structured.reason}."]
     lines += ["", "Adjusted: the AUROC among people of the same structured-only risk (Janes and Pepe 2009), 0.5 where"]
     lines += ["availability tells nothing beyond it. That risk is a logistic regression on what (nearly) everyone has,"]
-    lines += [f"{', '.join(structured.modalities)}, from {_suppressed(structured.samples)} training samples.", ""]
+    lines += [
+        f"{', '.join(structured.modalities)}, from {_suppressed(structured.samples)} training samples. With fewer than"
+    ]
+    lines += [
+        "50 events there are too few strata of risk to adjust; with few hundred a little of the confounding is left.",
+        "",
+    ]
     lines += ["| task | structured-only AUROC | δ-only AUROC | adjusted |", "|---|---|---|---|"]
     for task in schema.task_names:
         names = (f"structured_only/{task}/auroc", f"delta_only/{task}/auroc", f"delta_only/{task}/adjusted_auroc")
@@ -198,7 +210,7 @@ def _conformal(coverage: list[Coverage]) -> list[str]:
     if not coverage:
         return [
             *lines,
-            "There are none: no sets were fitted on calibration B, or every group has fewer than 10 people.",
+            "There are none: the fit has not come to its end, or every group has fewer than 10 people.",
         ]
     lines += [
         "How often a set holds the true label, by class and pattern group; groups of fewer than 10 people are left"

@@ -74,8 +74,8 @@ def embed(
             log.info("features of %s: are there already", name)
             if lost := FeatureTable(folder).unreadable:
                 log.warning(
-                    "%d of %d files of %s could not be read when they were computed; where these are restored, remove %s "
-                    "and run this again",
+                    "%d of %d files of %s could not be read when they were computed; where these are restored, "
+                    "remove %s and run this again",
                     lost,
                     shards[name].elements,
                     name,

@@ -16,7 +16,7 @@ from mmnar_lightning._evaluated import PREFIXES
 from mmnar_lightning.evaluation.availability_only import PatternRisk, pattern_risk
 from mmnar_lightning.evaluation.bootstrap import Interval
 from mmnar_lightning.evaluation.intervals import Statistic, bootstrap_statistics, bounded_draws, metric_statistic
-from mmnar_lightning.evaluation.pattern_adjusted import adjusted_auroc, risk_strata
+from mmnar_lightning.evaluation.pattern_adjusted import adjustable, adjusted_auroc, risk_strata
 from mmnar_lightning.evaluation.structured_risk import StructuredRisk, structured_risk
 from mmnar_lightning.evaluation.worst_pattern import PatternAuroc, pattern_aurocs
 from mmnar_lightning.metrics.outcomes import FEWEST
@@ -114,7 +114,7 @@ def _statistics(
     known = scores["structured_only"]
     if np.isfinite(known).all():
         yield f"structured_only/{task}/auroc", metric_statistic("auroc", known, y)
-        if np.isfinite(scores["delta_only"]).all():
+        if adjustable(y) and np.isfinite(scores["delta_only"]).all():
             adjusted = adjusted_auroc(scores["delta_only"], y, risk_strata(known, y))
             yield f"delta_only/{task}/adjusted_auroc", adjusted
 

@@ -92,7 +92,8 @@ def metric_statistic(metric: str, probabilities: ArrayLike, targets: ArrayLike) 
         return lambda weights: of.of(p, y, weights)
     rank = np.unique(p, return_inverse=True)[1]
     if len(p) and rank.max() >= LEVELS:
-        rank = (np.argsort(np.argsort(p, kind="stable")) * LEVELS) // len(p)
+        # ties share a rank whatever their order
+        rank = np.searchsorted(np.sort(p), p) * LEVELS // len(p)
     cells, add = row_cells(rank, y)
     return lambda weights: of.of(cells[0], cells[1], add(weights))
 

@@ -12,6 +12,8 @@ from mmnar_lightning.metrics import auroc
 Array = NDArray[np.float64]
 MOST_STRATA = 50
 EVENTS_A_STRATUM = 10
+FEWEST_STRATA = 5
+"""With fewer, most of the confounding is left in the strata: from 30 events a third of it, from 60 a tenth."""
 
 
 def risk_strata(risk: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
@@ -28,6 +30,11 @@ def risk_strata(risk: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
     strata = int(np.clip(y.sum() // EVENTS_A_STRATUM, 1, MOST_STRATA))
     edges = np.unique(np.quantile(z[y == 1], np.linspace(0, 1, strata + 1)[1:-1])) if strata > 1 else np.zeros(0)
     return np.searchsorted(edges, z, side="right").astype(np.int64)
+
+
+def adjustable(targets: ArrayLike) -> bool:
+    """Whether there are events enough, 50, for strata that leave little of the confounding."""
+    return bool(np.asarray(targets, np.float64).sum() >= FEWEST_STRATA * EVENTS_A_STRATUM)
 
 
 def adjusted_auroc(score: ArrayLike, targets: ArrayLike, strata: ArrayLike) -> Statistic:
@@ -84,6 +91,11 @@ def adjusted_auroc_interval(
         draws: Bootstrap draws.
         level: Nominal coverage in (0, 1).
         seed: Seed.
+
+    Raises:
+        ValueError: If there are too few events to adjust, see `adjustable`.
     """
+    if not adjustable(targets):
+        raise ValueError(f"fewer than {FEWEST_STRATA * EVENTS_A_STRATUM} events: too few strata to adjust for risk")
     statistic = adjusted_auroc(score, targets, risk_strata(risk, targets))
     return bootstrap_statistics({"": statistic}, patient, draws=draws, level=level, seed=seed)[""]

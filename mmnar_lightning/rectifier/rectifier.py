@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -165,7 +166,9 @@ class Rectifier:
         choices = choose_rungs(rows, tree, patient, rungs, self.scale, _reasons, folds, seed)
         self.rungs = tuple(choice.chosen for choice in choices)
         self._climb(rows, tree, count)
-        self.choices = tuple(choices)
+        self.choices = tuple(
+            replace(choice, reason=why) if why else choice for choice, why in zip(choices, self.reasons, strict=True)
+        )
         return self
 
     def _rows(

@@ -210,6 +210,18 @@ def test_small_counts_are_not_told() -> None:
     assert (told(30, 60)["observed"], told(30, 60)["lacking"], told(0, 60)["observed"]) == (30, 30, 0)
 
 
+@pytest.mark.parametrize(("observed", "withheld"), [(4, True), (41, True), (25, False)])
+def test_small_counts_cannot_be_worked_out(observed: int, withheld: bool) -> None:
+    """With π of 1/2 the effective sample size is the count of those who have it."""
+    raw, delta = np.full(50, 0.5), np.arange(50) < observed
+    found = describe_overlap(raw, delta, (0.02, 1.0), OverlapThresholds())
+    told = found.to_dict()
+    assert all((told[name] is None) == withheld for name in ("ess", "lowest", "highest", "auroc"))
+    assert found.ess == pytest.approx(observed)
+    assert (str(observed) in str(told["refused"])) != withheld
+    assert "is below 50" in told["refused"]
+
+
 def test_overlap_is_poor_where_ordering_is_all_but_certain() -> None:
     draw = replace(model("mar"), mechanism=Mechanism("mar", 8.0)).chunk(0)
     fitted = fit_assignment(draw.values["vitals"], draw.available, draw.index, ["vitals", "labs"])

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from mmnar_lightning.evaluation import bootstrap_interval
 from mmnar_lightning.evaluation.intervals import bootstrap_statistics, bounded_draws, metric_statistic, row_cells
@@ -86,3 +87,12 @@ def test_a_task_of_a_hundred_thousand_rows_takes_seconds() -> None:
     versions = {f"{v}/{m}": metric_statistic(m, p**v, y) for v in (1, 2, 3) for m in METRICS}
     bootstrap_statistics(versions, patient, draws=bounded_draws(len(y)))
     assert time.perf_counter() - begun < 60
+
+
+def test_ties_among_very_many_scores_share_a_rank_in_whatever_order_rows_are() -> None:
+    generator = np.random.default_rng(0)
+    p = np.concatenate([generator.random(10_000), np.full(10_000, 0.5)])
+    # inside the tie, all events come first
+    y = np.concatenate([generator.random(10_000) < 0.5, np.arange(10_000) < 5_000]).astype(float)
+    found = metric_statistic("auroc", p, y)(np.ones((1, len(p))))[0]
+    assert found == pytest.approx(roc_auc_score(y, p), abs=1e-3)

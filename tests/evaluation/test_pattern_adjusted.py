@@ -98,3 +98,14 @@ def test_strata_hold_equally_many_events_and_more_with_more_of_them() -> None:
 
 def test_nothing_to_compare_is_nan() -> None:
     assert np.isnan(adjusted_auroc([1, 2], [1, 0], [0, 1])(np.ones((1, 2)))).all()
+
+
+def test_too_few_events_are_not_adjusted() -> None:
+    generator = np.random.default_rng(0)
+    y = np.zeros(2000)
+    y[:49] = 1
+    score, risk, patient = generator.random(2000), generator.random(2000), np.arange(2000)
+    with pytest.raises(ValueError, match="fewer than 50 events"):
+        adjusted_auroc_interval(score, risk, y, patient)
+    y[49] = 1
+    assert np.isfinite(adjusted_auroc_interval(score, risk, y, patient, draws=50).estimate)

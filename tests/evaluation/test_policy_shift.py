@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from mmnar_lightning.evaluation.availability_report import AvailabilitySettings
+from mmnar_lightning.evaluation.covariates import availability
 from mmnar_lightning.evaluation.overlap import OverlapError
 from mmnar_lightning.evaluation.policy_shift import (
     AsIf,
@@ -19,7 +22,9 @@ from mmnar_lightning.evaluation.policy_shift import (
     shift_weights,
     shifted_metrics,
 )
+from mmnar_lightning.evaluation.shift_report import _behaviours, training_shift_weights
 from mmnar_lightning.metrics import binary_metric
+from mmnar_lightning.records import RecordSchema
 from mmnar_lightning.simulation import CausalModel, Draw, Mechanism, MechanismKind, Outcome, View, concatenate
 
 PATIENTS = 500
@@ -213,6 +218,42 @@ def test_refuses_where_the_other_behaviour_is_too_far() -> None:
     assert "weights average" in shift.refusal(ShiftThresholds())
 
 
+def test_a_refusal_names_both_causes() -> None:
+    """The same behaviour on both sides: the models have too many columns for so few samples."""
+    g = np.random.default_rng(0)
+    sides = (Behaviour(g.normal(size=(120, 40)), g.random((120, 3)) < 0.5, np.arange(120)) for _ in range(2))
+    reason = shift_weights(*sides, draws=0).refusal(ShiftThresholds())
+    assert "too rare here" in reason
+    assert "too few samples for the columns" in reason
+
+
+def test_an_unknown_number_meets_no_condition() -> None:
+    known = pl.DataFrame({"group/year": [2013.0, float("nan"), 2015.0]})
+    assert AsIf.parse("year>2014").rows(known).tolist() == [False, False, True]
+
+
+def test_weights_for_training_are_learned_from_training_samples(make_datamodule: Any, tmp_path: Path) -> None:
+    data = make_datamodule(tmp_path, 300)
+    schema, train = RecordSchema.from_dict(data.schema), data.samples_of("train")
+    as_if, settings = AsIf.parse("site=s1"), AvailabilitySettings(always=["vitals"])
+    met = as_if.rows(data.records.samples)[train]
+    inside, outside = train[met], train[~met]
+    seen = availability(data.records, ["vitals"], train)[:, 0]
+    _, source, target, _ = _behaviours(data, schema, train, train, as_if, settings)
+    assert (len(source.known), len(target.known)) == (seen[~met].sum(), seen[met].sum())
+    patient = data.records.samples["patient"].to_numpy()
+    assert set(target.patient) <= set(patient[inside])
+    assert set(source.patient) <= set(patient[outside])
+    # those of all splits, whom the evaluation learns from, are more
+    every = np.arange(len(data.records))
+    assert len(_behaviours(data, schema, train, every, as_if, settings)[2].known) > len(target.known)
+    lenient = replace(settings, min_ess=1, min_shift_share=0)
+    weight = shift_weights(source, target, draws=0).weight
+    found = training_shift_weights(data, schema, as_if, lenient)
+    assert np.isnan(np.delete(found, train)).all()
+    assert found[train[~met][seen[~met]]] == pytest.approx(weight / weight.mean())
+
+
 def test_denominators_of_other_folds_do_not_balance() -> None:
     """Ten columns of noise: weights of other folds average well above 1, those fitted on all samples do not."""
     means: dict[int, list[float]] = {1: [], 3: []}
@@ -281,6 +322,12 @@ def test_conditions(given: str, expected: list[bool]) -> None:
         ("site~a", "write site=X"),
         ("site=c", "no sample meets it"),
         ("region=north", "no 'group/region'; there are: site, group/year, group/period"),
+        ("year<=abc", "<= needs a number, and 'abc' is none"),
+        ("year<=nan", "<= needs a number"),
+        ("year>-inf", "> needs a number"),
+        ("year<=2014-01", "<= needs a number"),
+        ("period<=abc", "<= needs a number"),
+        ("period>=0", "all samples meet it"),
     ],
 )
 def test_conditions_that_cannot_be_applied(given: str, message: str) -> None:
