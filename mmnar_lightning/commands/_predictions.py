@@ -27,7 +27,7 @@ class Columns:
         patient: Column with an id of the patient; rows of a patient are never parted.
         sample: Column with an id of the row, if there is one; it must not repeat.
         score: Column of a task's score; ``{task}`` stands for the task.
-        target: Column of a task's label: 0, 1, true, false, or nothing where it is not known.
+        target: Column of a task's label: 0, 1, true, false, or nothing or NaN where it is not known.
         labelled: Column that says whether a task's label is known, if there is one.
         rectified: Column to write a task's corrected probability to.
         tasks: Tasks; none are all for which there is a score.
@@ -124,10 +124,9 @@ def read_predictions(path: Path, columns: Columns) -> Predictions:
     if missing:
         raise ValueError(f"{path}: no column {_listed(missing)}; there are: {_listed(frame.columns)}")
     _check_repeats(path, frame, columns.sample)
-    _refuse(path, columns.patient, "without a patient", frame[columns.patient].null_count())
     known = [_target(path, frame, columns, task) for task in tasks]
     pattern, modalities = _pattern(path, frame, columns)
-    patient = frame[columns.patient].cast(pl.String).to_numpy()
+    patient = _patients(path, frame, columns.patient)
     split = np.full(len(frame), "", dtype=object)
     if columns.split in frame.columns:
         split = frame[columns.split].cast(pl.String).fill_null("").to_numpy()
@@ -201,10 +200,19 @@ def _numbers(path: Path, frame: pl.DataFrame, name: str) -> pl.Series:
     return frame[name].cast(pl.Float64)
 
 
+def _patients(path: Path, frame: pl.DataFrame, name: str) -> NDArray[Any]:
+    """Ids as text; rows without one would become one patient."""
+    patient = frame[name].cast(pl.String)
+    absent = patient.is_null() | patient.str.strip_chars().str.to_lowercase().is_in(["", "nan"])
+    _refuse(path, name, "without a patient", int(absent.fill_null(True).sum()))
+    return patient.to_numpy()
+
+
 def _target(path: Path, frame: pl.DataFrame, columns: Columns, task: str) -> pl.Series:
     """Labels as numbers, null where not known."""
     name, flag = columns.of("target", task), columns.of("labelled", task)
-    target = _numbers(path, frame, name)
+    # pandas writes NaN for what is not known
+    target = _numbers(path, frame, name).fill_nan(None)
     if flag in frame.columns:
         known = _flags(path, frame, flag)
         _refuse(path, name, f"have no label though {flag!r} says it is known", int((known & target.is_null()).sum()))

@@ -19,6 +19,8 @@ Wanted = Literal["ladder", "global", "intercepts", "slopes"]
 ENOUGH = 10
 """Patients, events and non-events below which nothing is said: few people could be told apart, and few say little."""
 METRICS = ("brier", "log_loss", "excess_ece", "auroc")
+COMPARED = ("raw", "recalibrated")
+"""Versions that the rectified one is set against: the second has global bias and temperature already."""
 DRAWS = 500
 
 Array = NDArray[np.float64]
@@ -57,7 +59,8 @@ class Rectification:
         rectifier: Fitted on its calibration rows.
         evaluated: Splits that were scored.
         scores: Version (raw, recalibrated, rectified) → metric → value, by task and split; absent where too few.
-        gains: Metric → rectified minus raw with a patient-bootstrap interval, by task and split.
+        gains: Version (raw, recalibrated) → metric → rectified minus that version with a patient-bootstrap interval,
+            by task and split.
         patterns: By task, those with enough labelled patients.
     """
 
@@ -66,7 +69,7 @@ class Rectification:
     rectifier: Rectifier
     evaluated: tuple[str, ...]
     scores: dict[tuple[str, str], dict[str, dict[str, float]]]
-    gains: dict[tuple[str, str], dict[str, Interval]]
+    gains: dict[tuple[str, str], dict[str, dict[str, Interval]]]
     patterns: dict[str, list[PatternMeans]]
 
 
@@ -111,7 +114,7 @@ def rectify(predictions: Predictions, scale: Scale, rung: Wanted, folds: int, se
 
 def _scored(
     p: Predictions, versions: dict[str, Array], k: int, split: str
-) -> tuple[dict[str, dict[str, float]], dict[str, Interval]] | None:
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Interval]]] | None:
     rows = p.labelled[:, k] & (p.split == split)
     # whatever the options are: what was fitted on is never scored
     assert not (rows & p.calibration).any()
@@ -123,8 +126,14 @@ def _scored(
         version: {name: float(metric(values[rows, k], y, None)[0]) for name, metric in metrics.items()}
         for version, values in versions.items()
     }
-    raw, rectified = versions["raw"][rows, k], versions["rectified"][rows, k]
-    gains = {n: bootstrap_difference(n, rectified, raw, y, patient, draws=DRAWS) for n in ("brier", "log_loss")}
+    rectified = versions["rectified"][rows, k]
+    gains = {
+        version: {
+            name: bootstrap_difference(name, rectified, versions[version][rows, k], y, patient, draws=DRAWS)
+            for name in ("brier", "log_loss")
+        }
+        for version in COMPARED
+    }
     return scores, gains
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmnar_lightning import __version__
 from mmnar_lightning.commands._rectification import ENOUGH, METRICS, PatternMeans, Rectification
+from mmnar_lightning.evaluation import Interval
 from mmnar_lightning.rectifier import PoweredMean
 
 
@@ -20,8 +21,9 @@ def report(done: Rectification, options: Mapping[str, Any]) -> str:
         f"scale {done.rectifier.scale}; rung: {options['rung']}; folds {options['folds']}, seed {options['seed']}.",
         "",
         "Raw, recalibrated (global bias and temperature) and rectified (with effects of the availability pattern) "
-        "probabilities are scored on rows that were not fitted on. A shift for each pattern can't change AUROC inside "
-        "a pattern: a large gain of AUROC points to a leak. Groups of fewer than "
+        "probabilities are scored on rows that were not fitted on. What availability adds is rectified minus "
+        "recalibrated; rectified minus raw holds bias and temperature too. A shift for each pattern can't change AUROC "
+        "inside a pattern: a large gain of AUROC points to a leak. Groups of fewer than "
         f"{ENOUGH} patients, and means with fewer than {ENOUGH} patients with or without an event, are not shown.",
     ]
     if p.columns.fit_on == "labels":
@@ -31,7 +33,7 @@ def report(done: Rectification, options: Mapping[str, Any]) -> str:
         if done.rectifier.reasons[k]:
             lines += [f"Left as it is: {done.rectifier.reasons[k]}."]
             continue
-        lines += [*_choice(done, k), *_fitted(done, k), *_scores(done, task), *_patterns(done, k)]
+        lines += [*_choice(done, k), *_fitted(done, k), *_scores(done, k), *_patterns(done, k)]
     return "\n".join(lines) + "\n"
 
 
@@ -76,8 +78,8 @@ def _fitted(done: Rectification, k: int) -> list[str]:
     return lines
 
 
-def _scores(done: Rectification, task: str) -> list[str]:
-    lines = []
+def _scores(done: Rectification, k: int) -> list[str]:
+    task, lines = done.predictions.tasks[k], []
     for split in done.evaluated:
         found = done.scores.get((task, split))
         if found is None:
@@ -85,12 +87,16 @@ def _scores(done: Rectification, task: str) -> list[str]:
             continue
         lines += _head(split, *METRICS)
         lines += [_row(version, *(f"{values[name]:.4f}" for name in METRICS)) for version, values in found.items()]
-        gains = (
-            f"{name} {gain.estimate:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-            for name, gain in done.gains[task, split].items()
-        )
-        lines += ["", f"Rectified minus raw, 95 % patient bootstrap: {'; '.join(gains)}."]
+        for version, gains in done.gains[task, split].items():
+            if version == "recalibrated" and done.rectifier.rungs[k] == "global":
+                lines += ["", "Rectified minus recalibrated: nothing is added, since the rung is `global`."]
+            else:
+                lines += ["", f"Rectified minus {version}, 95 % patient bootstrap: {_intervals(gains)}."]
     return lines
+
+
+def _intervals(gains: Mapping[str, Interval]) -> str:
+    return "; ".join(f"{name} {gain.estimate:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for name, gain in gains.items())
 
 
 def _patterns(done: Rectification, k: int) -> list[str]:

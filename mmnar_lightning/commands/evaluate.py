@@ -86,6 +86,8 @@ def _parsed(parser: Any, arguments: Sequence[str]) -> tuple[Any, Path]:
     if not saved.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.yaml in it; fit first, or give another --run_dir")
     config = parser.parse_args(["--config", str(saved), *arguments])
+    if config.train_weights is not None and config.as_if is None:
+        raise ValueError("--train_weights needs --as-if: whose availability the weights are to take over")
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     # a run that was continued names the checkpoint it went on from in its config; that is not the one meant
     checkpoint: Path = named.ckpt_path or next((p for p in kept if p.is_file()), kept[0])

@@ -98,8 +98,9 @@ def _shift(found: Mapping[str, Any]) -> Section:
         for name, m in metrics.items()
     )
     again = "estimated again in each draw" if found["weights_estimated_in_each_draw"] else "held fixed in all draws"
+    ess = "–" if found["ess"] is None else f"{found['ess']:.0f}"
     note = (
-        f"Test samples outside of it, weighted; {found['assumption']}. Effective sample size {found['ess']:.0f} of "
+        f"Test samples outside of it, weighted; {found['assumption']}. Effective sample size {ess} of "
         f"{found['samples']}; mean weight {found['mean_weight']:.2f}; patient bootstrap, weights {again}."
     )
     return Section(title, note, ("task", "metric", "as it is", "as if", "difference"), rows)

@@ -70,22 +70,23 @@ class Overlap:
             raise OverlapError(f"{self.modality}: {self.reason}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types; counts below 10 are not told."""
+        """Return JSON types; counts below 10 are not told, nor what they could be worked out from."""
         lacking = self.eligible - self.observed
         told: int | str = shown(self.observed)
         if 0 < lacking < LEAST_SHOWN:
             # else the difference would tell
             told = f"> {max(self.eligible - LEAST_SHOWN, 0)}"
+        few = _few(self.observed, lacking)
         return {
             "modality": self.modality,
             "eligible": shown(self.eligible),
             "observed": told,
             "lacking": shown(lacking) if isinstance(told, int) or lacking < LEAST_SHOWN else "suppressed",
-            "ess": finite(self.ess),
+            "ess": None if few else finite(self.ess),
             "clipped_share": finite(self.clipped),
-            "lowest": finite(self.lowest),
-            "highest": finite(self.highest),
-            "auroc": finite(self.auroc),
+            "lowest": None if few else finite(self.lowest),
+            "highest": None if few else finite(self.highest),
+            "auroc": None if few else finite(self.auroc),
             "refused": self.reason or None,
         }
 
@@ -134,7 +135,8 @@ def describe_overlap(
     area = float(binary_metric("auroc").of(pi, delta.astype(np.float64), None)[0])
     reason = ""
     if ess < thresholds.ess:
-        reason = f"the effective sample size {ess:.0f} is below {thresholds.ess:.0f}"
+        told = "" if _few(having, n - having) else f" {ess:.0f}"
+        reason = f"the effective sample size{told} is below {thresholds.ess:.0f}"
     elif ess / having < thresholds.ess_share:
         reason = (
             f"the effective sample size is {ess / having:.2f} of the observed samples, below {thresholds.ess_share}"
@@ -156,6 +158,11 @@ def effective_size(weights: ArrayLike) -> float:
 def shown(count: int) -> int | str:
     """Return the count, or words where it is so small that it could point at people."""
     return count if count == 0 or count >= LEAST_SHOWN else f"< {LEAST_SHOWN}"
+
+
+def _few(*counts: int) -> bool:
+    """Whether a count is one that is not shown."""
+    return any(0 < count < LEAST_SHOWN for count in counts)
 
 
 def finite(value: float) -> float | None:

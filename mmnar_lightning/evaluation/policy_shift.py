@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmnar_lightning.evaluation.assignment import Learner, fitted_probability, patient_folds, prepared
 from mmnar_lightning.evaluation.bootstrap import Interval
-from mmnar_lightning.evaluation.overlap import OverlapError, effective_size, finite, shown
+from mmnar_lightning.evaluation.overlap import LEAST_SHOWN, OverlapError, effective_size, finite, shown
 from mmnar_lightning.metrics import binary_metric
 
 Array = NDArray[np.float64]
@@ -32,19 +32,26 @@ class AsIf:
     Args:
         column: `site`, or a `group/…` column of the samples.
         operator: One of <=, >=, =, <, >. Numbers are compared as numbers, words as words.
-        value: What is compared with.
+        value: What is compared with; a finite number unless the operator is =.
+
+    Raises:
+        ValueError: If the value is no finite number where it must be one.
     """
 
     column: str
     operator: str
     value: str
 
+    def __post_init__(self) -> None:
+        if self.operator != "=" and _number(self.value) is None:
+            raise ValueError(f"--as-if {self}: {self.operator} needs a number, and {self.value!r} is none")
+
     @classmethod
     def parse(cls, given: str) -> AsIf:
         """Read `COLUMN OPERATOR VALUE`; `year` stands for `group/year`.
 
         Raises:
-            ValueError: If it can't be read.
+            ValueError: If it can't be read, or compares with what is no number.
         """
         found = re.fullmatch(r"\s*([\w/]+?)\s*(<=|>=|=|<|>)\s*(.+?)\s*", given)
         if found is None:
@@ -60,7 +67,7 @@ class AsIf:
         """Whether each sample meets the condition: bool [n]; one whose value is unknown doesn't.
 
         Raises:
-            ValueError: If there is no such column, or no sample meets the condition.
+            ValueError: If there is no such column, or no sample meets the condition, or all do.
         """
         if self.column not in samples.columns:
             there = ", ".join(c for c in samples.columns if c == "site" or c.startswith("group/"))
@@ -68,20 +75,23 @@ class AsIf:
         words = samples[self.column].cast(pl.String)
         numbers = words.cast(pl.Float64, strict=False)
         numeric = numbers.null_count() == words.null_count() and _number(self.value) is not None
-        column: Any = numbers if numeric else words
+        column: Any = numbers.fill_nan(None) if numeric else words
         value: Any = _number(self.value) if numeric else self.value
         compare = {"<=": column.__le__, ">=": column.__ge__, "=": column.__eq__, "<": column.__lt__, ">": column.__gt__}
         met: NDArray[np.bool_] = compare[self.operator](value).fill_null(False).to_numpy()
         if not met.any():
             raise ValueError(f"--as-if {self}: no sample meets it")
+        if met.all():
+            raise ValueError(f"--as-if {self}: all samples meet it, so that none is left to weight")
         return met
 
 
 def _number(word: str) -> float | None:
     try:
-        return float(word)
+        number = float(word)
     except ValueError:
         return None
+    return number if np.isfinite(number) else None
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class ShiftThresholds:
         ess: Least effective sample size.
         ess_share: Least share of it in the samples.
         mean: How far the mean weight may be from 1. It falls below where samples lack patterns that the other
-            behaviour produces.
+            behaviour produces, and where models of behaviour are fitted on too few samples for their columns.
     """
 
     ess: float = 50.0
@@ -144,24 +154,29 @@ class ShiftWeights:
         """Say why nothing should be concluded; empty where nothing speaks against it."""
         mean, share = float(self.weight.mean()), self.ess / len(self.weight)
         if abs(mean - 1) > thresholds.mean:
-            return f"weights average {mean:.2f} and not 1: patterns that the other behaviour produces are too rare here"
+            return (
+                f"weights average {mean:.2f} and not 1: either patterns that the other behaviour produces are too rare "
+                "here, or there are too few samples for the columns that the models of behaviour are fitted on"
+            )
         if self.ess < thresholds.ess:
-            return f"the effective sample size {self.ess:.0f} is below {thresholds.ess:.0f}"
+            told = "" if len(self.weight) < LEAST_SHOWN else f" {self.ess:.0f}"
+            return f"the effective sample size{told} is below {thresholds.ess:.0f}"
         if share < thresholds.ess_share:
             return f"the effective sample size is {share:.2f} of the samples, below {thresholds.ess_share}"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
+        """Return JSON types; counts below 10 are not told, nor what they could be worked out from."""
+        few = len(self.weight) < LEAST_SHOWN
         return {
             "assumption": ASSUMPTION,
             "samples": shown(len(self.weight)),
             "target_samples": shown(self.targets),
-            "ess": self.ess,
-            "ess_share": self.ess / len(self.weight),
+            "ess": None if few else self.ess,
+            "ess_share": None if few else self.ess / len(self.weight),
             "mean_weight": float(self.weight.mean()),
             "largest_weight": float(self.weight.max()),
-            "capped_share": self.capped,
+            "capped_share": None if few else self.capped,
             "weights_estimated_in_each_draw": self.estimated_again,
         }
 

@@ -43,7 +43,8 @@ def evaluate_shift(
     Raises:
         ValueError: If the condition can't be applied, or its column is among the groups.
     """
-    rows, source, target, names = _behaviours(data, schema, predicted.sample, as_if, settings)
+    everyone = np.arange(len(data.records))
+    rows, source, target, names = _behaviours(data, schema, predicted.sample, everyone, as_if, settings)
     about: dict[str, Any] = {"as_if": str(as_if), "modalities": names}
     if not len(source.known) or not len(target.known):
         which = "no test sample is outside of it" if not len(source.known) else "no sample that meets it is complete"
@@ -88,14 +89,18 @@ def training_shift_weights(
     """Weights for training under the other behaviour, as those that test samples get: float64 [samples of the store].
 
     Training samples that don't meet the condition have the ratio of the two behaviours, with mean 1 among them; those
-    that meet it behave so already and have 1, as do those that lack what w is made of. NaN outside train.
+    that meet it behave so already and have 1, as do those that lack what w is made of. NaN outside train. Both
+    behaviours are learned from training samples alone: no other split has a say in what a model is trained with.
 
     Raises:
         OverlapError: If effective sample size or mean weight fail; says how.
-        ValueError: As `evaluate_shift`.
+        ValueError: As `evaluate_shift`, or if no complete training sample meets the condition, or all do.
     """
     train = data.samples_of("train")
-    rows, source, target, _ = _behaviours(data, schema, train, as_if, settings)
+    rows, source, target, _ = _behaviours(data, schema, train, train, as_if, settings)
+    if not len(source.known) or not len(target.known):
+        which = "is outside of it" if not len(source.known) else "meets it"
+        raise ValueError(f"--as-if {as_if}: no training sample that has what w is made of {which}")
     whole = np.full(len(data.records), np.nan)
     whole[train] = 1.0
     shift = shift_weights(source, target, learner=settings.learner, folds=_folds(settings), draws=0, seed=settings.seed)
@@ -113,10 +118,14 @@ def _behaviours(
     data: RecordDataModule,
     schema: RecordSchema,
     samples: NDArray[np.int64],
+    learned_from: NDArray[np.int64],
     as_if: AsIf,
     settings: AvailabilitySettings,
 ) -> tuple[NDArray[np.int64], Behaviour, Behaviour, Sequence[str]]:
-    """Rows of `samples` that are weighted, their behaviour, the target's, and the modalities that it is about."""
+    """Rows of `samples` that are weighted, their behaviour, the target's, and the modalities that it is about.
+
+    The target's is that of those in `learned_from` who meet the condition.
+    """
     store = data.records
     if as_if.column in settings.columns:
         raise ValueError(f"{as_if.column!r} can't be a group of --groups and the condition of --as-if {as_if}")
@@ -126,7 +135,7 @@ def _behaviours(
     if always is None:
         always = list(known_before(store, schema, samples, groups=settings.columns).modalities)
     # columns of groups are the same on both sides only if they are made at once
-    every = np.concatenate([samples[outside], np.flatnonzero(met)])
+    every = np.concatenate([samples[outside], learned_from[met[learned_from]]])
     known = known_before(store, schema, every, always=always, groups=settings.columns)
     names = [name for name in schema.names if name not in known.modalities]
     observed, patient = availability(store, names, every), store.samples["patient"].gather(every).to_numpy()

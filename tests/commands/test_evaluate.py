@@ -119,6 +119,8 @@ def test_refuses_without_overlap(mmnar: Any, run_dir: Path) -> None:
         (["--always", "[vitals]", "--as-if", "site~s5"], "write site=X or year<=2014"),
         (["--always", "[vitals]", "--as-if", "site=nowhere"], "no sample meets it"),
         (["--always", "[vitals]", "--as-if", "year<=2014"], "no 'group/year'"),
+        (["--always", "[vitals]", "--as-if", "year<=nan"], "needs a number"),
+        (["--always", "[vitals]", "--train_weights", "weights.parquet"], "--train_weights needs --as-if"),
         (["--always", "[vitals]", "--groups", "[site]", "--as-if", "site=s5"], "can't be a group"),
         (["--always", "[films]"], "no modality 'films'"),
         (["--always", "[vitals]", "--learner", "forest"], "learner"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,58 @@ def test_fitting_on_every_known_label_scores_nothing(ours: Path) -> None:
     assert found["a/rectified"].is_between(0, 1).all()
 
 
+def minus(report: str, version: str) -> dict[str, list[float]]:
+    """Estimate, low, high by metric, in the split that comes last (test)."""
+    line = [line for line in report.splitlines() if line.startswith(f"Rectified minus {version}, ")][-1]
+    found = re.findall(r"(\w+) (\S+) \[(\S+), (\S+)\]", line)
+    return {name: [float(value) for value in values] for name, *values in found}
+
+
+def test_what_is_added_to_bias_and_temperature_is_told_apart(ours: Path) -> None:
+    # scores that are off by a bias alone, beside the planted shifts
+    frame = pl.read_parquet(ours)
+    odds = pl.col("a/raw") / (1 - pl.col("a/raw")) * np.exp(1.5)
+    frame.with_columns((odds / (1 + odds)).alias("a/raw")).write_parquet(ours)
+    after, report = rectified(ours, "--tasks", "[a]")
+    rows = after.filter((pl.col("split") == "test") & pl.col("a/labelled"))
+    raw = minus(report, "raw")
+    added = minus(report, "recalibrated")
+    assert set(added) == set(raw) == {"brier", "log_loss"}
+    by_hand = Rectifier(["a"], "global")
+    fit = after.filter((pl.col("split") == "calibration") & pl.col("a/labelled"))
+    x, x_test = (torch.logit(torch.tensor(f["a/raw"].cast(pl.Float64).to_numpy()))[:, None] for f in (fit, rows))
+    y = torch.tensor(fit["a/target"].to_numpy()).double()[:, None]
+    by_hand.fit(x, y, torch.ones_like(y, dtype=torch.bool), torch.tensor(fit["pattern"].to_numpy()), 5)
+    recalibrated = by_hand.recalibrate(x_test).sigmoid().numpy()[:, 0]
+    target = rows["a/target"].to_numpy()
+    for name, score in (("brier", brier_score_loss), ("log_loss", log_loss)):
+        for found, before in ((raw, rows["a/raw"]), (added, recalibrated)):
+            estimate, low, high = found[name]
+            assert estimate == pytest.approx(score(target, rows["a/rectified"]) - score(target, before), abs=6e-5)
+            assert low <= estimate <= high < 0
+        # most of the gain over raw is the bias
+        assert raw[name][0] < 2 * added[name][0]
+
+
+def test_the_rung_global_adds_nothing(ours: Path) -> None:
+    _, report = rectified(ours, "--tasks", "[a]", "--rung", "global")
+    assert "Rectified minus recalibrated: nothing is added, since the rung is `global`." in report
+    assert set(minus(report, "raw")) == {"brier", "log_loss"}
+    assert "Rectified minus recalibrated, " not in report
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_labels_that_are_nan_are_not_known(kind: str, ours: Path) -> None:
+    expected, _ = rectified(ours, "--tasks", "[a]", "--rung", "intercepts")
+    target = pl.col("a/target").cast(pl.Float64)
+    theirs = pl.read_parquet(ours).drop("a/labelled").with_columns(target.fill_null(float("nan")))
+    assert theirs["a/target"].is_nan().any()
+    path = ours.with_name(f"theirs.{kind}")
+    getattr(theirs, f"write_{kind}")(path)
+    found, _ = rectified(path, "--tasks", "[a]", "--rung", "intercepts")
+    np.testing.assert_allclose(found["a/rectified"], expected["a/rectified"], atol=1e-6)
+
+
 def test_probability_scale_and_slopes(ours: Path) -> None:
     added, report = rectified(ours, "--scale", "probability", "--tasks", "[a]")
     assert "scale probability" in report
@@ -186,6 +239,12 @@ def changed(name: str, value: object, dtype: pl.DataType | None = None) -> Calla
     return change
 
 
+def numbered(frame: pl.DataFrame) -> pl.DataFrame:
+    # as pandas writes ids of which some are not there
+    number = frame.with_columns(pl.col("patient").str.slice(1).cast(pl.Float64))
+    return changed("patient", float("nan"))(number)
+
+
 def shared(frame: pl.DataFrame) -> pl.DataFrame:
     # the two rows of each of four people are parted
     people = frame.filter(pl.col("split") == "calibration")["patient"].unique().sort()[:4]
@@ -202,6 +261,10 @@ def shared(frame: pl.DataFrame) -> pl.DataFrame:
         (changed("b/target", None), "column 'b/target': 3 rows have no label though 'b/labelled' says it is known"),
         (changed("b/target", 2, pl.Int64()), "column 'b/target': 3 rows have a label other than 0 and 1"),
         (changed("patient", None), "column 'patient': 3 rows without a patient"),
+        (changed("patient", ""), "column 'patient': 3 rows without a patient"),
+        (changed("patient", "NaN"), "column 'patient': 3 rows without a patient"),
+        (numbered, "column 'patient': 3 rows without a patient"),
+        (changed("b/target", float("nan"), pl.Float64()), "3 rows have no label though 'b/labelled' says it is known"),
         (changed("pattern", -1), "column 'pattern': 3 rows have a pattern outside"),
         (changed("sample", 5), "column 'sample': 3 rows have the id of an earlier one"),
         (lambda f: pl.concat([f, f[:7]]).drop("sample"), "7 rows repeat another in all 12 columns"),

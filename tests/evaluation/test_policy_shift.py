@@ -19,6 +19,7 @@ from mmnar_lightning.evaluation.policy_shift import (
     AsIf,
     Behaviour,
     ShiftThresholds,
+    ShiftWeights,
     shift_weights,
     shifted_metrics,
 )
@@ -221,10 +222,19 @@ def test_refuses_where_the_other_behaviour_is_too_far() -> None:
 def test_a_refusal_names_both_causes() -> None:
     """The same behaviour on both sides: the models have too many columns for so few samples."""
     g = np.random.default_rng(0)
-    sides = (Behaviour(g.normal(size=(120, 40)), g.random((120, 3)) < 0.5, np.arange(120)) for _ in range(2))
+    sides = (Behaviour(g.normal(size=(120, 40)), g.random((120, 6)) < 0.5, np.arange(120)) for _ in range(2))
     reason = shift_weights(*sides, draws=0).refusal(ShiftThresholds())
     assert "too rare here" in reason
     assert "too few samples for the columns" in reason
+
+
+@pytest.mark.parametrize(("samples", "withheld"), [(7, True), (12, False)])
+def test_few_samples_cannot_be_counted(samples: int, withheld: bool) -> None:
+    weight = np.ones(samples)
+    shift = ShiftWeights(weight, weight[None], weight[None], 0.0, 50, True)
+    told = shift.to_dict()
+    assert all((told[name] is None) == withheld for name in ("ess", "ess_share", "capped_share"))
+    assert (str(samples) in shift.refusal(ShiftThresholds())) != withheld
 
 
 def test_an_unknown_number_meets_no_condition() -> None:
