@@ -76,6 +76,10 @@ bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER and M
 	@$(BIN)/python benchmarks/text.py
 	@echo "==> benchmarks/embed.py"
 	@$(BIN)/python benchmarks/embed.py
+ifdef ATTAINABLE
+	@echo "==> benchmarks/attainable.py"
+	@$(BIN)/python benchmarks/attainable.py
+endif
 ifdef MIMIC
 	@echo "==> benchmarks/prepare_mimic4.py"
 	@$(BIN)/python benchmarks/prepare_mimic4.py --root $(MIMIC)

@@ -19,9 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmnar_lightning import __version__
-from mmnar_lightning.callbacks import AssignmentWeights, AtomicCheckpointIO, SampleWeights
+from mmnar_lightning.callbacks import AssignmentWeights, AtomicCheckpointIO, SampleWeights, finish
 from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
-from mmnar_lightning.finishing import finish
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import RecordDataModule
 

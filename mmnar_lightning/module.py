@@ -91,7 +91,7 @@ class MultimodalOutcomeModule(LightningModule):
         conformal_alpha: α, share of conformal sets that may miss, see `Conformal`.
 
     Attributes:
-        finishing: Whether a validation fits what is fitted once after training, see `mmnar_lightning.finishing`.
+        finishing: Whether a validation fits what is fitted once after training, see `mmnar_lightning.callbacks.finish`.
         reconstruction_weights: float32 [samples of the store, M], weights of the reconstruction in training, from
             `AssignmentWeights`; None weighs all alike.
         sample_weights: float32 [samples of the store], weights of the outcomes' loss in training, from `SampleWeights`.

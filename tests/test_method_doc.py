@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 WORDS = re.findall(r"`([^`\n]+)`", PAGE)
-PRIVATE = ["module", "finishing", "_heads", "_losses", "_watch"]
+PRIVATE = ["module", "callbacks.finishing", "_heads", "_losses", "_watch"]
 ROOMS = ["callbacks", "encoders", "evaluation", "fusion", "objectives", "records", "rectifier", "simulation"]
 
 

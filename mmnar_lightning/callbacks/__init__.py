@@ -8,6 +8,7 @@ from mmnar_lightning.callbacks.checkpointing import (
     ResumeCheckpoint,
     SelectionStopping,
 )
+from mmnar_lightning.callbacks.finishing import finish
 from mmnar_lightning.callbacks.predictions import PredictionWriter
 from mmnar_lightning.callbacks.sample_weights import SampleWeights
 from mmnar_lightning.callbacks.summary import MetricSummary
@@ -22,5 +23,6 @@ __all__ = [
     "ResumeCheckpoint",
     "SampleWeights",
     "SelectionStopping",
+    "finish",
     "overview",
 ]

@@ -72,15 +72,7 @@ def embed(
     for name, folder in there.items():
         if folder is not None:
             log.info("features of %s: are there already", name)
-            if lost := FeatureTable(folder).unreadable:
-                log.warning(
-                    "%d of %d files of %s could not be read when they were computed; where these are restored, "
-                    "remove %s and run this again",
-                    lost,
-                    shards[name].elements,
-                    name,
-                    folder,
-                )
+            _tell_unreadable(name, folder, shards[name].elements)
             shards[name].tidy()
     waiting = [name for name, folder in there.items() if folder is None]
     if waiting:
@@ -90,6 +82,18 @@ def embed(
         trainer.predict(embedder, return_predictions=False)
         there |= embedder.folders
     return [folder for folder in there.values() if folder is not None and trainer.is_global_zero]
+
+
+def _tell_unreadable(name: str, folder: Path, elements: int) -> None:
+    if lost := FeatureTable(folder).unreadable:
+        log.warning(
+            "%d of %d files of %s could not be read when they were computed; where these are restored, remove %s and "
+            "run this again",
+            lost,
+            elements,
+            name,
+            folder,
+        )
 
 
 def _trainer(settings: Mapping[str, Any]) -> Trainer:

@@ -22,9 +22,9 @@ WIDTH = 4
 EMBEDDING = 1376  # width of the published image embeddings of MIMIC-CXR
 QUALITY = 90
 SMALLEST, LARGEST = 32, 1024
-_CUT = 2.5  # values beyond so many standard deviations look like this one
+CUT = 2.5  # values beyond so many standard deviations look like this one
 _BLOCK = 1 << 18  # pixels drawn at once
-_NOISE = 0.025  # standard deviation of a pixel; black is 0 and white 1
+NOISE = 0.025  # standard deviation of a pixel; black is 0 and white 1
 _EMBEDDING_NOISE = 0.5
 
 Pixels = NDArray[np.float32]  # [b, size, size], or what broadcasts to it
@@ -43,11 +43,11 @@ def render(values: Floats, generator: np.random.Generator, size: int = 64) -> li
         ValueError: If the values are not finite numbers of that shape, or the size is not within 32 … 1024.
     """
     _check(values, size)
-    shown = np.clip(values, -_CUT, _CUT).astype(np.float32)
+    shown = np.clip(values, -CUT, CUT).astype(np.float32)
     pictures: list[bytes] = []
     for start in range(0, len(values), _rows_at_once(size)):
         part = shown[start : start + _rows_at_once(size)]
-        pictures += _files(_frontal(part, generator, size), generator)
+        pictures += _files(frontal(part, generator, size), generator)
     return pictures
 
 
@@ -109,7 +109,7 @@ def _rows_at_once(size: int) -> int:
     return max(1, _BLOCK // (size * size))
 
 
-def _frontal(values: Pixels, rng: np.random.Generator, size: int) -> Pixels:
+def frontal(values: Pixels, rng: np.random.Generator, size: int) -> Pixels:
     """Brightness of frontal films, about 0 … 1, [b, size, size]."""
     n = len(values)
     heart, right_base, left_base, interstitial = (values[:, k, None, None] for k in range(WIDTH))
@@ -129,7 +129,7 @@ def _frontal(values: Pixels, rng: np.random.Generator, size: int) -> Pixels:
     filled = np.where(x < 0.0, _step(y - level_right, 7.0), _step(y - level_left, 7.0))
     air = np.maximum(right, left) * (1.0 - np.maximum(shadow, middle))
     pattern = _reticulation(x, y, rng, n)
-    severity = (interstitial + _CUT) / (2.0 * _CUT)
+    severity = (interstitial + CUT) / (2.0 * CUT)
     haze = 0.30 * severity + 0.16 * severity * pattern
     dark = air * (1.0 - 0.9 * filled) * np.clip(0.72 - haze, 0.05, 0.75)
     bright = 0.60 + 0.06 * y + 0.08 * np.maximum(shadow, 0.8 * middle) + 0.07 * _step(y - 0.62, 6.0)
@@ -158,7 +158,7 @@ def _files(brightness: Pixels, rng: np.random.Generator) -> list[bytes]:
     n = len(brightness)
     gain, offset = _uniform(rng, n, 0.94, 1.06), _uniform(rng, n, -0.03, 0.03)
     noise = rng.standard_normal(brightness.shape, dtype=np.float32)
-    jittered = gain * brightness + offset + np.float32(_NOISE) * noise
+    jittered = gain * brightness + offset + np.float32(NOISE) * noise
     grey = np.rint(255.0 * np.clip(jittered, 0.0, 1.0)).astype(np.uint8)
     written = []
     for picture in grey:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
-from mmnar_lightning.callbacks import AtomicCheckpointIO
+from mmnar_lightning.callbacks.checkpointing import AtomicCheckpointIO
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import RecordDataModule
 
