@@ -94,13 +94,13 @@ class MultimodalCLI(LightningCLI):
         if config.resume not in ("auto", "never"):
             raise ValueError(f"--resume {config.resume!r} is not one of auto, never")
         saved, last = self._run_dir / "config.yaml", self._run_dir / "checkpoints" / "last.ckpt"
-        if config.resume == "never" and not any(last.parent.glob("*.ckpt")):
-            # what failed before its first checkpoint left a config and no run
-            return
         if not saved.is_file() and not last.is_file():
             return
         if config.resume == "never":
-            raise ValueError(f"{self._run_dir} holds a run; --resume auto continues it, another --run_dir starts one")
+            failed = "" if last.is_file() else " (it has no checkpoint: remove it if the fit that made it has failed)"
+            raise ValueError(
+                f"{self._run_dir} holds a run; --resume auto continues it, another --run_dir starts one{failed}"
+            )
         if saved.is_file():
             now = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
             before = yaml.safe_load(saved.read_text(encoding="utf-8"))

@@ -247,8 +247,5 @@ class _Embedder(LightningModule):
         for name in self.encoders:
             self.folders[name] = folder = self.shards[name].finish(self._encoder(name).provenance)
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-            lost = FeatureTable(folder).unreadable
-            told = f", {lost} of them unreadable and without" if lost else ""
-            log.info(
-                "features of %s: %d elements%s, %.1f MB in %s", name, self.shards[name].elements, told, size, folder
-            )
+            log.info("features of %s: %d elements, %.1f MB in %s", name, self.shards[name].elements, size, folder)
+            _tell_unreadable(name, folder, self.shards[name].elements)
