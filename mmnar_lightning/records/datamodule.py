@@ -237,8 +237,8 @@ class RecordDataModule(LightningDataModule):
 
     def val_dataloader(self) -> dict[str, RecordLoader]:
         """Batches of val and of calibration A, by name; outside `fit`, which has no use for it, also calibration B."""
-        names = ("val", "calibration", "conformal")
-        return {name: self._loader(name) for name in names if name in self._datasets}
+        names = ["val", "calibration", *(["conformal"] if "conformal" in self._datasets else [])]
+        return {name: self._loader(name) for name in names}
 
     def test_dataloader(self) -> RecordLoader:
         """Batches of test."""
