@@ -67,7 +67,7 @@ docs: $(STAMP) ## Build the documentation into site/; any warning fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "==> open site/index.html"
 
-bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER and MIMIC=FOLDERS add those on extracts
+bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER, MIMIC=FOLDERS and ATTAINABLE=1 add long ones
 	@echo "==> benchmarks/loading.py"
 	@$(BIN)/python benchmarks/loading.py
 	@echo "==> benchmarks/images.py"
