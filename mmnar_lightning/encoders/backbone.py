@@ -163,9 +163,9 @@ def build(architecture: Architecture) -> nn.Module:
     import timm
 
     try:
-        backbone: nn.Module = timm.create_model(
-            architecture.name, pretrained=False, num_classes=0, **architecture.arguments
-        )
+        # a folder that timm saved may state the classes of its own classifier
+        arguments = {**architecture.arguments, "num_classes": 0}
+        backbone: nn.Module = timm.create_model(architecture.name, pretrained=False, **arguments)
     except (TypeError, RuntimeError, AssertionError, ValueError) as error:
         given = ", ".join(architecture.arguments)
         raise PretrainedError(f"timm can't build {architecture.name!r} with {given} ({error})") from error

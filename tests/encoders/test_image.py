@@ -399,7 +399,7 @@ def folder(weights: dict[str, str], tmp_path: Path) -> Path:
         "architecture": "test_resnet",
         "num_classes": 7,
         "pretrained_cfg": source,
-        "model_args": {"drop_rate": 0.0},
+        "model_args": {"drop_rate": 0.0, "num_classes": 7},
     }
     (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (place / "README.md").write_text("---\nlicense: mit\ndatasets:\n- some/films\n---\n", encoding="utf-8")
