@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mmnar_eicu.simulate import simulate
+from mmnar_meds.simulate import simulate as simulate_meds
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -46,10 +47,19 @@ def extract(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def meds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("meds") / "set"
+    simulate_meds(folder, patients=700, progress=False)
+    return folder
+
+
 @pytest.mark.parametrize("path", RUN, ids=named)
-def test_a_config_runs_end_to_end(path: Path, mmnar: Any, own_tables: Path, extract: Path, tmp_path: Path) -> None:
+def test_a_config_runs_end_to_end(
+    path: Path, mmnar: Any, own_tables: Path, extract: Path, meds: Path, tmp_path: Path
+) -> None:
     described = yaml.safe_load(path.read_text())
-    roots = {"EICUDataModule": extract, "TablesDataModule": own_tables}
+    roots = {"EICUDataModule": extract, "TablesDataModule": own_tables, "MEDSDataModule": meds}
     root = roots.get(described["data"]["class_path"])  # simulated patients come from nowhere
     raw = () if root is None else ("--data.init_args.root", root)
     data = (*raw, "--data.init_args.store", tmp_path / "stores")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import mmnar_lightning
+from mmnar_lightning import _terminal
 from mmnar_lightning.extract.closing import closing_table
 from mmnar_lightning.extract.extraction import Counts, Elements, Extraction, Extractor
 from mmnar_lightning.extract.parts import TABLES, Parts, workplace
@@ -28,8 +27,6 @@ log = logging.getLogger(__name__)
 # change with every change of what this room makes of the same rows
 EXTRACT_VERSION = "1"
 READERS = 2
-# columns that the closing table may take where it goes to no terminal
-WIDE = 200
 
 
 def prepare(extractor: Extractor, root: Path | str | None, store: Path | str, progress: bool = True) -> Path:
@@ -214,13 +211,14 @@ def _tables(
     if problems:
         raise ExtractError(*(problem for spec in specs for problem in problems.get(spec.name, ())))
     for spec in specs:
+        named = spec.counted_as or spec.name
         if spec.name not in tables:
             step(f"{spec.file}: absent")
-            counts.add(spec.name, "optional table is absent", 1)
+            counts.add(named, "optional table is absent", 1)
             continue
-        counts.add(spec.name, "rows read", tables[spec.name].rows)
+        counts.add(named, "rows read", tables[spec.name].rows)
         if spec.only is not None:
-            counts.add(spec.name, spec.only.others, tables[spec.name].rows - tables[spec.name].kept)
+            counts.add(named, spec.only.others, tables[spec.name].rows - tables[spec.name].kept)
     return {spec.name: tables[spec.name].frame if spec.name in tables else empty(spec) for spec in specs}
 
 
@@ -312,7 +310,7 @@ class Step:
 
 @contextmanager
 def _steps(total: int, progress: bool) -> Iterator[Step]:
-    if not (progress and sys.stderr.isatty()):
+    if not (progress and _terminal.shows_bars()):
         yield Step(total, None)
         return
     columns = (
@@ -322,7 +320,7 @@ def _steps(total: int, progress: bool) -> Iterator[Step]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=_terminal.console(stderr=True), transient=True) as bar:
         yield Step(total, bar)
 
 
@@ -331,5 +329,4 @@ def _show(path: Path) -> None:
 
     opened = RecordStore(path)
     table = closing_table(path.name, opened.manifest["counts"], opened.samples)
-    # a log file has no width that lines would have to be broken for
-    Console(stderr=True, width=None if sys.stderr.isatty() else WIDE).print(table)
+    _terminal.show(table)

@@ -136,6 +136,7 @@ class TableSpec:
             fields as the header is then left to the types of its columns.
         folder: Where the table lies if not in the extract's root (notes and images that are downloaded apart); `file`
             is relative to it. It changes no fingerprint: what is read counts, not where it lies.
+        counted_as: What its rows are counted under, where a table comes in many files; None for `name`.
     """
 
     name: str
@@ -148,6 +149,7 @@ class TableSpec:
     units: Units | None = None
     only: Only | None = None
     folder: Path | None = None
+    counted_as: str | None = None
 
     def __post_init__(self) -> None:
         used = [*self.key, *self.not_null]
