@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
+
+from mmnar_lightning import _terminal
+from mmnar_lightning._failures import reason_of
 
 LIGHTNING = {
     "fit": "Train a model, with validation each epoch: mmnar fit --config configs/eicu.yaml",
@@ -14,6 +18,18 @@ LIGHTNING = {
     "test": "Metrics of a run's best checkpoint on test",
     "predict": "Write predictions.parquet with a run's best checkpoint",
 }
+# in the order in which one needs them; a command that stands nowhere is a tool
+GROUPS = {
+    "data": ("simulate", "prepare", "describe", "embed"),
+    "training": ("fit",),
+    "evaluation": ("validate", "test", "predict", "evaluate", "benchmark", "report", "rectify"),
+    "tools": ("doctor",),
+}
+FLAGS = ("--verbose", "--quiet")
+EVERYWHERE = """with any command:
+  --quiet    Say nothing but errors and the result: paths, and the tables that were asked for
+  --verbose  Show where an error came from
+"""
 
 
 def commands() -> dict[str, str]:
@@ -30,11 +46,16 @@ def usage() -> str:
 
     listed = {**LIGHTNING, **commands()}
     width = max(map(len, listed))
-    rows = "\n".join(f"  {name:<{width}}  {line}" for name, line in listed.items())
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = GROUPS | {"tools": (*GROUPS["tools"], *(name for name in listed if name not in grouped))}
+    rows = "\n\n".join(
+        "\n".join([f"{group}:", *(f"  {name:<{width}}  {listed[name]}" for name in names if name in listed)])
+        for group, names in groups.items()
+    )
     return (
         f"mmnar {__version__}: prediction from patient records whose modalities are missing not at random\n\n"
         f"usage: mmnar COMMAND [options]      mmnar COMMAND --help says more\n\n{rows}\n\n"
-        "  --verbose with any command shows where an error came from; --version\n"
+        f"{EVERYWHERE}"
     )
 
 
@@ -46,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in given
-    given = [word for word in given if word != "--verbose"]
+    _terminal.set_quiet("--quiet" in given)
+    given = [word for word in given if word not in FLAGS]
     if not given or given[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage())
         return 0 if given else 2
@@ -56,23 +78,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"mmnar {__version__}\n")
         return 0
     name, rest = given[0], given[1:]
+    if name not in LIGHTNING and name not in commands():
+        sys.stderr.write(f"mmnar: no command {name!r}; there are: {', '.join([*LIGHTNING, *commands()])}\n")
+        return 2
     try:
-        if name in LIGHTNING:
-            return int(importlib.import_module("mmnar_lightning.cli").run([name, *rest]))
-        if name in commands():
-            module = importlib.import_module(f"mmnar_lightning.commands.{name.replace('-', '_')}")
-            return int(module.run(rest))
+        return _run(name, rest)
     except KeyboardInterrupt:
         sys.stderr.write("mmnar: interrupted\n")
         return 130
-    except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
+    except BrokenPipeError:
+        # whoever reads our output has had enough; without this Python complains when it flushes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # whatever it is, a person gets one line
         if verbose:
             traceback.print_exc()
-        reason = " ".join(str(error).split()) or type(error).__name__
-        sys.stderr.write(f"mmnar {name}: error: {reason}\n")
+        sys.stderr.write(f"mmnar {name}: error: {reason_of(error)}\n")
         return 1
-    sys.stderr.write(f"mmnar: no command {name!r}; there are: {', '.join([*LIGHTNING, *commands()])}\n")
-    return 2
+
+
+def _run(name: str, rest: Sequence[str]) -> int:
+    place = "cli" if name in LIGHTNING else f"commands.{name.replace('-', '_')}"
+    words = [name, *rest] if name in LIGHTNING else rest
+    try:
+        return int(importlib.import_module(f"mmnar_lightning.{place}").run(words))
+    finally:
+        # a parser ends the process when it has helped
+        if {"-h", "--help"} & set(rest):
+            sys.stdout.write(f"\n{EVERYWHERE}")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mmnar_lightning import __version__
+from mmnar_lightning import __version__, _terminal
 from mmnar_lightning.callbacks import AssignmentWeights, AtomicCheckpointIO, SampleWeights, finish
+from mmnar_lightning.callbacks.epoch_lines import EpochLines
 from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import RecordDataModule
@@ -178,7 +180,21 @@ class MultimodalCLI(LightningCLI):
         plugins = trainer.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return super().instantiate_trainer(**kwargs)
+        # this command line has been parsed by now, and is repeated for the processes of other devices
+        sys.argv += _terminal.quiet_flag()
+        if _terminal.shows_bars(stderr=False):
+            return super().instantiate_trainer(**kwargs)
+        return super().instantiate_trainer(**kwargs, **_without_bars(trainer))
+
+
+def _without_bars(trainer: Any) -> dict[str, Any]:
+    """Settings of a trainer that writes to no terminal: lines in place of bars, and with ``--quiet`` neither."""
+    given = trainer.get("callbacks") or []
+    callbacks = [c for c in (given if isinstance(given, list) else [given]) if not isinstance(c, ProgressBar)]
+    if not _terminal.is_quiet():
+        return {"callbacks": [*callbacks, EpochLines()], "enable_progress_bar": False}
+    callbacks = [c for c in callbacks if not isinstance(c, ModelSummary)]
+    return {"callbacks": callbacks, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def _plain(value: Any) -> Any:
@@ -214,18 +230,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: Subcommand first, as on the command line.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    # Lightning 2.6 asks torch for what it calls deprecated; nothing a user could do about
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # a frozen encoder is in evaluation mode on purpose
-    warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode")
-    # a run has one folder, which a continuation finds as it left it
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # every process computes the metrics of an epoch from the rows of all
-    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting")
-    logging.basicConfig(format="%(message)s")
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
-    logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
+    _terminal.begin()
     load_plugins()
     # Lightning starts the other processes of a machine by repeating sys.argv
     sys.argv = [sys.argv[0], *resolve_configs(arguments)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmnar_lightning.extract import prepare
 from mmnar_lightning.records import RecordDataModule, RecordStore, SplitSettings
-from mmnar_lightning.simulation import CausalModel, Draw, Mechanism, Outcome, View, bayes_risk
+from mmnar_lightning.simulation import CausalModel, Draw, Mechanism, Outcome, View, bayes_risk, realised_gamma
 from mmnar_simulated.extractor import SimulatedExtractor
 from mmnar_simulated.population import OUTCOMES, VIEWS, Population, Site
 from mmnar_simulated.truth import read_truth, truth_file
@@ -32,7 +32,7 @@ class SimulatedDataModule(RecordDataModule):
         views: What is measured of a patient. One with rate 1 is observed for everyone; ``mar`` needs one.
             None takes `VIEWS`: structured, labs, notes and film.
         outcomes: What is predicted; None takes `OUTCOMES`: death, long_stay and readmission.
-        mechanism: What decides about availability.
+        mechanism: What decides about availability; ``bound`` keeps its odds ratios finite, see `realised_gamma`.
         sites: Sites with policies of their own; empty is one place without a name.
         latent: L, dimension of the latent health.
         form: ``linear`` or ``nonlinear``, see `CausalModel`.
@@ -105,7 +105,7 @@ class SimulatedDataModule(RecordDataModule):
         return read_truth(truth_file(self.records, self.population))[0]
 
     def bayes(
-        self, *splits: str, views: Sequence[str] | None = None, policy: str | None = None, draws: int = 2048
+        self, *splits: str, views: Sequence[str] | None = None, policy: str | None = None, draws: int | None = None
     ) -> pl.DataFrame:
         """Bayes-optimal probabilities of the samples in any of these splits, see `bayes_risk`.
 
@@ -114,7 +114,7 @@ class SimulatedDataModule(RecordDataModule):
             views: Names of the modalities that are conditioned on, or None for all.
             policy: Name of the site whose mechanism is taken to hold at every site, as one would who has learnt there;
                 None takes each site's own.
-            draws: Importance draws a row, where quadrature doesn't do.
+            draws: Importance draws a row, where quadrature doesn't do; None leaves their number to `bayes_risk`.
 
         Returns:
             ``sample`` and for each task ``<task>/target``, ``<task>/risk`` P(y = 1 | u), ``<task>/bayes``
@@ -137,6 +137,26 @@ class SimulatedDataModule(RecordDataModule):
         for k, task in enumerate(self.population.model.outcome_names):
             columns |= {f"{task}/target": draw.outcomes[:, k], f"{task}/risk": draw.risk[:, k]}
         return pl.DataFrame(columns)
+
+    def realised_gamma(self, *splits: str, views: Sequence[str]) -> dict[str, float]:
+        """Γ of the marginal sensitivity model that holds in these splits, for w the values of some modalities.
+
+        Bounds of `mmnar evaluate` at this Γ, with these modalities as what everyone has, hold the truth.
+
+        Args:
+            splits: ``train``, ``val``, ``calibration``, ``conformal`` or ``test``.
+            views: Names of modalities that everyone has.
+
+        Returns:
+            Γ by modality, see `mmnar_lightning.simulation.realised_gamma`; the largest of all sites'.
+
+        Raises:
+            ValueError: If someone lacks one of these modalities.
+        """
+        draw, site = read_truth(truth_file(self.records, self.population), self.samples_of(*splits))
+        models = self._policies(None)
+        found = [realised_gamma(m, _rows(draw, np.flatnonzero(site == k)), views) for k, m in enumerate(models)]
+        return dict(zip(self.population.model.names, np.max(found, axis=0).tolist(), strict=True))
 
     def _policies(self, policy: str | None) -> list[CausalModel]:
         """The causal model that is taken to hold at each site."""

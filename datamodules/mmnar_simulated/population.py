@@ -31,6 +31,7 @@ class Site:
         kind: ``mcar``, ``mar`` or ``mnar``; None is the datamodule's mechanism.
         strength: Log odds per standard deviation of the score; None is the datamodule's mechanism.
         shift: Log odds added to every availability: above 0 more is measured here than `View.rate` says.
+        bound: Largest log odds that the score can add or take; None is the datamodule's mechanism.
 
     Raises:
         ValueError: If the share is not above 0.
@@ -41,6 +42,7 @@ class Site:
     kind: MechanismKind | None = None
     strength: float | None = None
     shift: float = 0.0
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.share) and self.share > 0.0):
@@ -49,7 +51,8 @@ class Site:
     def mechanism(self, usual: Mechanism) -> Mechanism:
         """What decides about availability here."""
         strength = usual.strength if self.strength is None else self.strength
-        return Mechanism(self.kind or usual.kind, strength, usual.shift + self.shift)
+        bound = usual.bound if self.bound is None else self.bound
+        return Mechanism(self.kind or usual.kind, strength, usual.shift + self.shift, bound)
 
 
 @dataclass(frozen=True)

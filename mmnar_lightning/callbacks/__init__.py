@@ -8,7 +8,10 @@ from mmnar_lightning.callbacks.checkpointing import (
     ResumeCheckpoint,
     SelectionStopping,
 )
+from mmnar_lightning.callbacks.figures import OutcomeFigures
 from mmnar_lightning.callbacks.finishing import finish
+from mmnar_lightning.callbacks.hparams import RunComparison
+from mmnar_lightning.callbacks.layout import ScalarLayout
 from mmnar_lightning.callbacks.predictions import PredictionWriter
 from mmnar_lightning.callbacks.sample_weights import SampleWeights
 from mmnar_lightning.callbacks.summary import MetricSummary
@@ -19,9 +22,12 @@ __all__ = [
     "AvailabilityOverview",
     "BestCheckpoint",
     "MetricSummary",
+    "OutcomeFigures",
     "PredictionWriter",
     "ResumeCheckpoint",
+    "RunComparison",
     "SampleWeights",
+    "ScalarLayout",
     "SelectionStopping",
     "finish",
     "overview",

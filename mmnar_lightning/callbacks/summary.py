@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from mmnar_lightning import __version__
+from mmnar_lightning import __version__, _terminal
 from mmnar_lightning._evaluated import PREFIXES
 from mmnar_lightning.callbacks.availability import overview
 from mmnar_lightning.evaluation.assessment import Assessment, assess
+from mmnar_lightning.evaluation.findings import findings
+from mmnar_lightning.evaluation.groups import GroupRow
 from mmnar_lightning.records import RecordDataModule, RecordSchema, pattern_names
 from mmnar_lightning.rectifier import Coverage, Rectifier
 
@@ -24,12 +27,13 @@ SHOWN = ("auroc", "auprc", "brier", "log_loss", "calibration_slope")
 
 
 class MetricSummary(Callback):
-    """Prints the metrics of each task, and writes ``metrics-{stage}.json`` and ``report-{stage}.md``.
+    """Prints the metrics of each task, and writes ``metrics-``, ``findings-{stage}.json`` and ``report-{stage}.md``.
 
     Raw, globally recalibrated and rectified probabilities stand side by side. A test also gets 95 % patient-cluster
     bootstrap intervals, what availability alone predicts (the δ-only model, and its AUROC adjusted for the risk known
-    of everyone), the worst pattern as a shrunken estimate, and the coverage of the conformal sets, from
-    ``pl_module.evaluated["test"]`` and ``pl_module.conformal``; without the former there are point estimates alone.
+    of everyone), the worst pattern as a shrunken estimate, metrics by availability pattern and subgroup, and the
+    coverage of the conformal sets, from ``pl_module.evaluated["test"]`` and ``pl_module.conformal``; without the former
+    there are point estimates alone. The findings hold what a report is drawn from, see `findings`.
 
     One process prints, computes and writes. The files lie in the run's folder and are whole or not there; they hold
     counts and shares, none below 10 people.
@@ -59,26 +63,54 @@ class MetricSummary(Callback):
         assert isinstance(schema, RecordSchema)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, RecordDataModule):
-            assessed = _assessed(pl_module, data, schema) if stage == "test" else None
+            rows, rectifier, conformal = (
+                _rows(pl_module, stage),
+                _of(pl_module, "rectifier"),
+                _of(pl_module, "conformal"),
+            )
+            assessed = None if rows is None or stage != "test" else assess(rows, data, schema, conformal)
             found |= {} if assessed is None else assessed.numbers()
-            rectifier: Any = pl_module.rectifier
             _write(folder / f"report-{stage}.md", report(data, schema, found, stage, rectifier, assessed))
+            told = findings(stage, data, schema, rectifier, rows, assessed, _run(trainer, pl_module))
+            text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+            _write(folder / f"findings-{stage}.json", text + "\n")
         _write(folder / f"metrics-{stage}.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=140)
-        console.print(_table(schema, found, stage))
-        console.print(f"all metrics: {folder / f'metrics-{stage}.json'}   report: {folder / f'report-{stage}.md'}")
+        # the table at the end of a fit is news, that of a test its result
+        say = _terminal.show if getattr(pl_module, "finishing", False) else _terminal.result
+        say(_table(schema, found, stage))
+        say(f"all metrics: {folder / f'metrics-{stage}.json'}   report: {folder / f'report-{stage}.md'}")
 
 
-def _assessed(module: Any, data: RecordDataModule, schema: RecordSchema) -> Assessment | None:
-    """Assess the rows of the test that the module has kept; None where it keeps none."""
-    kept = getattr(module, "evaluated", {}).get("test")
+def _of(module: LightningModule, name: str) -> Any:
+    return getattr(module, name)
+
+
+def _rows(module: Any, stage: str) -> dict[str, Tensor] | None:
+    """Probabilities and targets of the rows that the module has kept; None where it keeps none."""
+    kept = getattr(module, "evaluated", {}).get(stage)
     if kept is None:
         return None
-    probabilities = module.versions(kept.logits, kept.pattern)
-    rows = {name: getattr(kept, name) for name in ("targets", "labelled", "pattern", "sample")}
-    return assess(probabilities | rows, data, schema, module.conformal)
+    names = ("targets", "labelled", "pattern", "sample")
+    rows: dict[str, Tensor] = module.versions(kept.logits, kept.pattern)
+    return rows | {name: getattr(kept, name) for name in names}
+
+
+def _run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Facts of the run for the findings: those of training are the checkpoint's."""
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    if trainer.ckpt_path is not None:
+        checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+        epochs, steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
+    return {
+        "seed": int(seed) if seed.isdigit() else None,
+        "epochs": epochs,
+        "steps": steps,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "device": module.device.type,
+        "devices": trainer.world_size,
+        "model": type(getattr(module, "fusion", module)).__name__,
+    }
 
 
 def report(
@@ -120,7 +152,7 @@ def report(
     lines += _ladder(rectifier)
     if assessed is not None:
         lines += [*_how(assessed), *_availability(assessed, schema, found), *_worst(assessed, schema)]
-        lines += _conformal(assessed.coverage)
+        lines += [*_groups(assessed.groups), *_conformal(assessed.coverage)]
     return "\n".join(lines) + "\n"
 
 
@@ -202,6 +234,40 @@ def _worst(assessed: Assessment, schema: RecordSchema) -> list[str]:
             cells = [f"{raw:.3f}", f"{w.shrunken:.3f} [{w.low:.3f}, {w.high:.3f}]", name]
         lines.append(f"| {task} | {len(patterns)} | {' | '.join(cells)} |")
     return lines
+
+
+def _groups(rows: list[GroupRow]) -> list[str]:
+    """Event rate and rectified metrics by availability pattern and by subgroup."""
+    lines: list[str] = []
+    by_pattern = [row for row in rows if row.variable in ("pattern", "modality_count")]
+    others = [row for row in rows if row.variable not in ("pattern", "modality_count")]
+    for title, part in (("By availability pattern", by_pattern), ("Subgroups", others)):
+        lines += ["", f"## {title}", ""]
+        told = [row for row in part if row.events is not None]
+        if told:
+            lines += [
+                "Rectified probabilities, with 95 % intervals over the same draws of the test patients; the findings"
+            ]
+            lines += ["hold raw and recalibrated ones, AUPRC and log loss, too.", ""]
+            lines += ["| task | by | group | samples | event rate | auroc | brier |", "|---|---|---|---|---|---|---|"]
+        for row in told:
+            ends = [row.rate, *(row.metrics.get("rectified", {}).get(name) for name in ("auroc", "brier"))]
+            name = row.group.replace("|", "\\|")
+            lines.append(
+                f"| {row.task} | {row.variable} | {name} | {row.samples} | {' | '.join(_ends(end) for end in ends)} |"
+            )
+        if few := len(part) - len(told):
+            lines += ["", f"Groups with too few people with the outcome or without to be shown: {few}."]
+        elif not told:
+            lines.append("There are none.")
+    return lines
+
+
+def _ends(found: tuple[float | None, float | None, float | None] | None) -> str:
+    if found is None or found[0] is None:
+        return "–"
+    ends = "" if found[1] is None or found[2] is None else f" [{found[1]:.3f}, {found[2]:.3f}]"
+    return f"{found[0]:.3f}{ends}"
 
 
 def _conformal(coverage: list[Coverage]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mmnar_lightning import _terminal
 from mmnar_lightning.encoders.features import Dtype, FeatureEncoder, FeatureShards, FeatureTable, described
 from mmnar_lightning.module import MultimodalOutcomeModule
 from mmnar_lightning.records import Elements, Reader, RecordDataModule, RecordStore
@@ -108,7 +108,7 @@ def _trainer(settings: Mapping[str, Any]) -> Trainer:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty() and settings.get("enable_progress_bar") is not False,
+        enable_progress_bar=_terminal.shows_bars(stderr=False) and settings.get("enable_progress_bar") is not False,
         use_distributed_sampler=False,
     )
 

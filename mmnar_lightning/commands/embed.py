@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
+
+from mmnar_lightning import _terminal
 
 # what a config of fit holds and embedding has no use for
 UNUSED = ("run_dir", "resume", "ckpt_path", "weights_only")
@@ -23,11 +23,11 @@ def run(arguments: Sequence[str]) -> int:
     from mmnar_lightning.commands._embedding import embed
     from mmnar_lightning.module import MultimodalOutcomeModule
 
-    _quiet()
+    _terminal.begin()
     load_plugins()
     resolved = resolve_configs(arguments)
     # Lightning starts the other processes of a machine by repeating sys.argv
-    sys.argv = [sys.argv[0], "embed", *resolved]
+    sys.argv = [sys.argv[0], "embed", *resolved, *_terminal.quiet_flag()]
     parser = _parser()
     try:
         config = parser.parse_args(resolved)
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     except (ArgumentError, ValueError) as error:
         raise ValueError(parsing_problem(error)) from error
     for folder in embed(built.data, model, built.trainer, dtype=built.dtype, shard_size=built.shard_size):
-        print(folder)
+        _terminal.result(str(folder))
     return 0
 
 
@@ -71,12 +71,3 @@ def _parser() -> Any:
     for name in UNUSED:
         parser.add_argument(f"--{name}", type=Any, default=None, help="not used here")
     return parser
-
-
-def _quiet() -> None:
-    # Lightning 2.6 asks torch for what it calls deprecated; nothing a user could do about
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    logging.basicConfig(format="%(message)s")
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
-    logging.getLogger("mmnar_lightning").setLevel(logging.INFO)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mmnar_lightning import _terminal
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     from mmnar_lightning.evaluation.shift_report import evaluate_shift
     from mmnar_lightning.module import MultimodalOutcomeModule
 
-    _quiet()
+    _terminal.begin()
     load_plugins()
     parser = _parser()
     try:
@@ -137,24 +137,20 @@ def _check_splits(data: Any, checkpoint: Path) -> None:
 
 
 def _tell(report: Mapping[str, Any], folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mmnar_lightning.evaluation.availability_tables import markdown, sections
 
     _write(folder / "evaluation.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     _write(folder / "evaluation.md", markdown(report))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
     for section in sections(report):
         table = Table(title=section.title, caption=section.note, caption_justify="left")
         for name in section.header:
             table.add_column(name, overflow="fold")
         for row in section.rows:
             table.add_row(*row)
-        console.print(table)
-    console.print(f"all numbers: {folder / 'evaluation.json'}   tables: {folder / 'evaluation.md'}")
+        _terminal.result(table)
+    _terminal.result(f"all numbers: {folder / 'evaluation.json'}   tables: {folder / 'evaluation.md'}")
 
 
 def _write(path: Path, text: str) -> None:
@@ -162,12 +158,3 @@ def _write(path: Path, text: str) -> None:
     parts.write_text(text, encoding="utf-8")
     parts.chmod(0o600)
     parts.replace(path)
-
-
-def _quiet() -> None:
-    # Lightning 2.6 asks torch for what it calls deprecated; nothing a user could do about
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    logging.basicConfig(format="%(message)s")
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
-    logging.getLogger("mmnar_lightning").setLevel(logging.INFO)

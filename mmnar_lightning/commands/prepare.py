@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
+
+from mmnar_lightning import _terminal
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -15,8 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     from mmnar_lightning.commands._config import load_plugins, parsing_problem, resolve_configs
     from mmnar_lightning.records import RecordDataModule
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("mmnar_lightning").setLevel(logging.INFO)
+    _terminal.begin()
     load_plugins()
     parser = ArgumentParser(prog="mmnar prepare", description=__doc__, exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="The config that fit takes")
@@ -28,5 +28,5 @@ def run(arguments: Sequence[str]) -> int:
     except (ArgumentError, ValueError) as error:
         raise ValueError(parsing_problem(error)) from error
     path = data.prepare_store()
-    print(path)
+    _terminal.result(str(path))
     return 0

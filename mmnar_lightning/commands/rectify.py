@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmnar_lightning import _terminal
 
 if TYPE_CHECKING:
     from mmnar_lightning.commands._rectification import Rectification
@@ -30,8 +31,6 @@ def run(arguments: Sequence[str]) -> int:
         options = vars(parser.parse_args(arguments))
     except ArgumentError as error:
         raise ValueError(f"{error} (mmnar rectify --help lists the options)") from error
-    from rich.console import Console
-
     from mmnar_lightning.commands._predictions import Columns, read_predictions, write_beside
     from mmnar_lightning.commands._rectification import rectify
     from mmnar_lightning.commands._rectification_report import report
@@ -43,15 +42,15 @@ def run(arguments: Sequence[str]) -> int:
     if out.suffix not in (".parquet", ".csv"):
         raise ValueError(f"{out}: not a .parquet or .csv file")
     columns = Columns(**{name: options[name] for name in Columns.__dataclass_fields__})
-    console = Console(stderr=True)
-    with console.status("reading"):
+    _terminal.begin()
+    with _terminal.working("reading"):
         predictions = read_predictions(Path(options["predictions"]), columns)
     rows = len(predictions.frame)
-    with console.status(f"fitting on {int(predictions.calibration.sum())} of {rows} rows"):
+    with _terminal.working(f"fitting on {int(predictions.calibration.sum())} of {rows} rows"):
         done = rectify(predictions, options["scale"], options["rung"], options["folds"], options["seed"])
     write_beside(done.frame, out, predictions.metadata, report(done, options))
-    console.print(_table(done))
-    sys.stdout.write(f"{out}\n{out.with_suffix('.md')}\n")
+    _terminal.show(_table(done))
+    _terminal.result(f"{out}\n{out.with_suffix('.md')}")
     return 0
 
 

@@ -5,25 +5,10 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-GROUP = "mmnar.simulators"
-
-
-def simulators() -> dict[str, EntryPoint]:
-    """Simulators of all installed plugins, by name.
-
-    Raises:
-        ValueError: If two plugins register the same name.
-    """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        if found.setdefault(point.name, point).value != point.value:
-            raise ValueError(
-                f"two plugins register the simulator {point.name!r}: {found[point.name].value}, {point.value}"
-            )
-    return dict(sorted(found.items()))
+from mmnar_lightning import _terminal
+from mmnar_lightning.commands._config import plugins
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,7 +17,8 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: If there is no such simulator (lists those there are) or an option is wrong.
     """
-    known = simulators()
+    _terminal.begin()
+    known = plugins("simulator")
     listed = ", ".join(known) or "none is installed"
     if not arguments or arguments[0] in ("-h", "--help"):
         usage = "usage: mmnar simulate NAME DIR [options]      mmnar simulate NAME --help lists the options"
@@ -56,6 +42,8 @@ def _run(name: str, simulate: Callable[..., None], arguments: list[str]) -> int:
     except ArgumentError as error:
         raise ValueError(f"{error} (mmnar simulate {name} --help lists the options)") from error
     folder = options.pop("folder")
+    if "progress" in options:
+        options["progress"] &= _terminal.shows_bars()
     simulate(folder, **options)
-    print(folder)
+    _terminal.result(str(folder))
     return 0

@@ -15,15 +15,24 @@ from torch import Tensor
 from mmnar_lightning._evaluated import PREFIXES
 from mmnar_lightning.evaluation.availability_only import PatternRisk, pattern_risk
 from mmnar_lightning.evaluation.bootstrap import Interval
-from mmnar_lightning.evaluation.intervals import Statistic, bootstrap_statistics, bounded_draws, metric_statistic
+from mmnar_lightning.evaluation.groups import GroupRow, by_group
+from mmnar_lightning.evaluation.intervals import (
+    Statistic,
+    bootstrap_statistics,
+    bounded_draws,
+    metric_statistic,
+    metric_statistics,
+)
 from mmnar_lightning.evaluation.pattern_adjusted import adjustable, adjusted_auroc, risk_strata
 from mmnar_lightning.evaluation.structured_risk import StructuredRisk, structured_risk
+from mmnar_lightning.evaluation.subgroups import subgroups
 from mmnar_lightning.evaluation.worst_pattern import PatternAuroc, pattern_aurocs
 from mmnar_lightning.metrics.outcomes import FEWEST
 from mmnar_lightning.records import RecordDataModule, RecordSchema
 from mmnar_lightning.rectifier.conformal import Conformal, Coverage
 
 INTERVAL_METRICS = ("auroc", "auprc", "brier", "log_loss")
+CALIBRATION_METRICS = ("calibration_intercept", "calibration_slope", "excess_ece")
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Assessment:
             structured-only risk; ``structured_only/{task}/auroc``.
         patterns: Shrunken AUROCs inside patterns by task, lowest first.
         coverage: Coverage of the conformal sets, in groups of ≥ 10 people.
+        groups: Metrics by availability pattern and by subgroup.
         availability: The δ-only model.
         structured: The structured-only risk.
     """
@@ -43,6 +53,7 @@ class Assessment:
     intervals: dict[str, Interval]
     patterns: dict[str, list[PatternAuroc]]
     coverage: list[Coverage]
+    groups: list[GroupRow]
     availability: PatternRisk
     structured: StructuredRisk
 
@@ -101,7 +112,17 @@ def assess(
         intervals |= bootstrap_statistics(dict(_statistics(task, scores, y)), people, draws=draws)
         patterns[task] = pattern_aurocs(scores["raw"], y, pattern[own], people)
     coverage = [] if conformal is None else _coverage(conformal, rows, schema, patient)
-    return Assessment(intervals, patterns, coverage, availability, structured)
+    groups = by_group(
+        {name: columns[name] for name in PREFIXES},
+        targets,
+        rows["labelled"].numpy(),
+        patient,
+        schema.task_names,
+        subgroups(data, sample),
+        pattern=pattern,
+        modalities=schema.names,
+    )
+    return Assessment(intervals, patterns, coverage, groups, availability, structured)
 
 
 def _statistics(
@@ -109,8 +130,9 @@ def _statistics(
 ) -> Iterator[tuple[str, Statistic]]:
     for name, prefix in (PREFIXES | {"delta_only": "delta_only/"}).items():
         if np.isfinite(scores[name]).all():
-            for metric in INTERVAL_METRICS:
-                yield f"{prefix}{task}/{metric}", metric_statistic(metric, scores[name], y)
+            metrics = INTERVAL_METRICS + (CALIBRATION_METRICS if name in PREFIXES else ())
+            for metric, statistic in metric_statistics(metrics, scores[name], y).items():
+                yield f"{prefix}{task}/{metric}", statistic
     known = scores["structured_only"]
     if np.isfinite(known).all():
         yield f"structured_only/{task}/auroc", metric_statistic("auroc", known, y)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmnar_lightning.evaluation.bootstrap import Interval, patient_weights
-from mmnar_lightning.metrics import binary_metric
+from mmnar_lightning.metrics import BinaryMetric, binary_metric
+from mmnar_lightning.metrics.binary import PROBABILITY_FLOOR
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
@@ -18,6 +19,9 @@ ROW_DRAWS = 30_000_000
 MOST_DRAWS, FEWEST_DRAWS = 1000, 200
 LEVELS = 4000
 """Ranks that a ranking metric tells apart in a draw; with more different scores, neighbours share one."""
+CALIBRATION_FITS = ("calibration_intercept", "calibration_slope")
+CALIBRATION_LEVELS = 1000
+"""Logits that a calibration intercept or slope tells apart in a draw."""
 
 
 def bounded_draws(rows: int) -> int:
@@ -69,33 +73,91 @@ def bootstrap_statistics(
 
 
 def metric_statistic(metric: str, probabilities: ArrayLike, targets: ArrayLike) -> Statistic:
-    """Make a statistic of a metric out of `BINARY_METRICS`, for rows with a known label.
+    """Make a statistic of a metric out of `BINARY_METRICS`, see `metric_statistics`."""
+    return metric_statistics([metric], probabilities, targets)[metric]
 
-    AUROC and AUPRC need ranks only. Rows of the same class and rank are added up first: exact up to 4,000 different
-    probabilities; beyond, neighbours share a rank, which moves the value in the fourth decimal place.
+
+def metric_statistics(metrics: Sequence[str], probabilities: ArrayLike, targets: ArrayLike) -> dict[str, Statistic]:
+    """Make statistics of metrics out of `BINARY_METRICS`, for rows with a known label.
+
+    AUROC and AUPRC need ranks only, calibration intercept and slope the distribution of the logits. Rows of the same
+    class and rank are added up first, once for all metrics. AUROC and AUPRC are exact up to 4,000 different
+    probabilities; beyond, neighbours share a rank, which moves the value in the fourth decimal place. Intercept and
+    slope are exact up to 1,000; beyond, neighbours share their mean logit, which moves the slope in the fourth.
 
     Args:
-        metric: Name of the metric.
+        metrics: Names of the metrics.
         probabilities: [n].
         targets: [n] in {0, 1}.
 
     Raises:
         ValueError: If there is no such metric, or lengths or values are wrong.
     """
-    of, p, y = binary_metric(metric), np.asarray(probabilities, np.float64), np.asarray(targets, np.float64)
+    p, y = np.asarray(probabilities, np.float64), np.asarray(targets, np.float64)
+    known = [binary_metric(name) for name in metrics]
     if p.shape != y.shape or p.ndim != 1:
         raise ValueError(f"probabilities have shape {p.shape}, targets {y.shape}; both must be [n]")
     bad = int((~np.isfinite(p)).sum()), int(((y != 0) & (y != 1)).sum())
     if any(bad):
         raise ValueError(f"{bad[0]} rows with a probability that is not finite, {bad[1]} with a target not 0 or 1")
-    if not of.ranking:
-        return lambda weights: of.of(p, y, weights)
-    rank = np.unique(p, return_inverse=True)[1]
-    if len(p) and rank.max() >= LEVELS:
+    found: dict[str, Statistic] = {}
+    kinds = {metric.name: (bool(metric.ranking), metric.name in CALIBRATION_FITS) for metric in known}
+    ranked = _ranked(p, y) if any(ranking for ranking, _ in kinds.values()) else None
+    fitted = _fitted(p, y) if any(fit for _, fit in kinds.values()) else None
+    for metric in known:
+        ranking, fit = kinds[metric.name]
+        chosen = ranked if ranking else fitted if fit else (p, y, _same)
+        assert chosen is not None
+        found[metric.name] = _statistic(metric, *chosen)
+    return found
+
+
+def _statistic(metric: BinaryMetric, p: Array, y: Array, add: Statistic) -> Statistic:
+    return lambda weights: metric.of(p, y, add(weights))
+
+
+def _same(weights: Array) -> Array:
+    return weights
+
+
+def ranks(values: Array, levels: int = LEVELS) -> NDArray[np.int64]:
+    """Rank of each value [n] among the different ones, 0 …; in groups of equal size where there are over `levels`."""
+    rank: NDArray[np.int64] = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    if len(values) and rank.max() >= levels:
         # ties share a rank whatever their order
-        rank = np.searchsorted(np.sort(p), p) * LEVELS // len(p)
-    cells, add = row_cells(rank, y)
-    return lambda weights: of.of(cells[0], cells[1], add(weights))
+        rank = np.searchsorted(np.sort(values), values) * levels // len(values)
+    return rank
+
+
+def _ranked(p: Array, y: Array) -> tuple[Array, Array, Statistic]:
+    """Rank and class of the different rows, and what adds weights up over equal ones."""
+    (rank, label), add = row_cells(ranks(p), y)
+    return rank, label, _Once(add)
+
+
+def _fitted(p: Array, y: Array) -> tuple[Array, Array, Statistic]:
+    """The same with the mean logit of a rank, as a probability, in place of the rank."""
+    rank = ranks(p, CALIBRATION_LEVELS)
+    clipped = np.clip(p, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    logit = np.log(clipped) - np.log1p(-clipped)
+    rows = np.bincount(rank)
+    mean = np.bincount(rank, weights=logit) / np.maximum(rows, 1)
+    (place, label), add = row_cells(rank, y)
+    return 1 / (1 + np.exp(-mean[place.astype(np.int64)])), label, _Once(add)
+
+
+class _Once:
+    """A map of weights that is computed once for all statistics that are asked about the same weights in turn."""
+
+    def __init__(self, of: Statistic) -> None:
+        self._of = of
+        self._given: Array | None = None
+        self._value: Array = np.zeros(0)
+
+    def __call__(self, weights: Array) -> Array:
+        if weights is not self._given:
+            self._given, self._value = weights, self._of(weights)
+        return self._value
 
 
 def row_cells(*columns: NDArray[Any]) -> tuple[list[Array], Statistic]:

@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from mmnar_lightning.objectives import Counts
 from mmnar_lightning.records import Encoded, FusionShape
 
+SHOWN_VIEWS = {
+    "gate": "mean gate of each modality",
+    "attention": "mean attention that each modality gets",
+    "precision_share": "share of the posterior precision",
+}
+"""Views that can be drawn, and what they are. Float [B, M], 0 where not shown: what each modality brings to a row. Or
+[B, M, M]: what it (second) brings to each modality (first). A fusion without any of them has nothing drawn."""
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -23,7 +31,7 @@ class Fused:
         logits: float [B, K] where a method predicts the outcomes itself, else None.
         views: What a method can show of itself, by name, first dimension B. ``observed`` (bool [B, M]) is what it was
             shown: less than the batch's where modalities were dropped in training. ``uncertainty`` (float [B]) goes
-            into the predictions.
+            into the predictions. Those of `SHOWN_VIEWS` are drawn in TensorBoard, as means by modality and pattern.
     """
 
     patient: Tensor

@@ -24,7 +24,11 @@ class EvidenceFusion(Fusion):
     * reconstruction: every observed modality's standardised input, squared error over its known entries, modalities
       that modality dropout hid included; a modality without an input vector gives its token, without gradient, instead.
       `Encoded.weights`, where there are some, weigh its mean.
-    * availability: δ, binary cross-entropy: what is known of the health must explain what was ordered.
+    * availability: δ, binary cross-entropy: what is known of the health must explain what was ordered. ``posterior``
+      decodes all of δ from μ, which has seen δ through the pattern's expert and through who gave evidence: that shapes
+      the representation and is no assignment model. ``values`` decodes each δ_m from what the values of the other
+      modalities tell of the health, μ^{−m} = Σ_{j∈O∖m} η_j / (1 + Σ_{j∈O∖m} λ_j), without the pattern's expert: what is
+      asked for is then never told, an estimate of P(δ_m = 1 | x_{O∖m}).
 
     Under MNAR the availability and the pattern expert are what carries the information in *who was measured*. What is
     estimated, E[y | x_obs, δ], is identified under any mechanism; a reconstruction of what was not observed is not.
@@ -34,7 +38,8 @@ class EvidenceFusion(Fusion):
         latent: d, dimension of the posterior. Small pays.
         pattern: Let the pattern be an expert.
         reconstruction: ``input`` or ``none``.
-        availability: Decode the availability.
+        availability: What the availability is decoded from: ``posterior``, ``values``, or ``none`` to leave it out.
+            True and False, which earlier configs and checkpoints have, are ``posterior`` and ``none``.
         dropout: Probability in the decoders' and the last MLP's hidden layers.
         modality_dropout: See `Fusion`.
 
@@ -53,7 +58,7 @@ class EvidenceFusion(Fusion):
         latent: int = 16,
         pattern: bool = True,
         reconstruction: Literal["input", "none"] = "input",
-        availability: bool = True,
+        availability: Literal["posterior", "values", "none"] | bool = "posterior",
         dropout: float = 0.0,
         modality_dropout: float = 0.0,
     ) -> None:
@@ -63,6 +68,10 @@ class EvidenceFusion(Fusion):
             raise ValueError(f"latent must be at least 1, is {latent}")
         if reconstruction not in ("input", "none"):
             raise ValueError(f"reconstruction {reconstruction!r} is not one of input, none")
+        if isinstance(availability, bool):
+            availability = "posterior" if availability else "none"
+        if availability not in ("posterior", "values", "none"):
+            raise ValueError(f"availability {availability!r} is not one of posterior, values, none")
         self.latent = latent
         self.weight = nn.Parameter(torch.randn(M, D, 2 * latent) * D**-0.5)
         self.bias = nn.Parameter(torch.zeros(M, 2 * latent))
@@ -72,20 +81,24 @@ class EvidenceFusion(Fusion):
         self.decoders = nn.ModuleList(
             _mlp(latent, D, width or D, dropout) for width in inputs if reconstruction == "input"
         )
-        self.availability = _mlp(latent, D, M, dropout) if availability else None
+        self.availability = None if availability == "none" else _mlp(latent, D, M, dropout)
+        self.from_values = availability == "values"
 
     def forward(self, encoded: Encoded) -> Fused:
         """Fuse, see `Fusion.forward`.
 
         Views: ``observed`` [B, M]; ``posterior_mean`` and ``posterior_precision`` [B, d]; ``uncertainty`` [B], the mean
-        posterior variance over the d dimensions: 1 where nothing is known, no error bar of any outcome.
+        posterior variance over the d dimensions: 1 where nothing is known, no error bar of any outcome;
+        ``precision_share`` [B, M], mean of λ_m / P over d, 0 where not shown: what is left of 1 is the prior's and the
+        pattern's. Where the availability is decoded from values, ``mean_of_others`` [B, M, d], μ^{−m}.
         """
         slots, observed = self.shown(encoded)
         evidence = torch.einsum("bmd,mdk->bmk", slots, self.weight) + self.bias
         eta, raw = evidence.float().chunk(2, 2)
         there = observed[:, :, None]
-        total = torch.where(there, eta, 0.0).sum(1)
-        precision = 1 + torch.where(there, functional.softplus(raw), 0.0).sum(1)
+        eta, own_precision = torch.where(there, eta, 0.0), torch.where(there, functional.softplus(raw), 0.0)
+        total, precision = eta.sum(1), 1 + own_precision.sum(1)
+        others = _of_others(eta) / (1 + _of_others(own_precision)) if self.from_values else None
         if self.pattern is not None:
             own, raw = self.pattern(observed.to(self.bias.dtype)).float().chunk(2, 1)
             total, precision = total + own, precision + functional.softplus(raw)
@@ -96,7 +109,10 @@ class EvidenceFusion(Fusion):
             "posterior_mean": mean,
             "posterior_precision": precision,
             "uncertainty": (1 / precision.detach()).mean(1),
+            "precision_share": (own_precision / precision[:, None]).detach().mean(2),
         }
+        if others is not None:
+            views["mean_of_others"] = others
         return Fused(patient, views=views)
 
     def auxiliary(
@@ -108,7 +124,10 @@ class EvidenceFusion(Fusion):
         if self.decoders:
             terms["reconstruction"] = self._reconstruct(encoded, mean, counts)
         if self.availability is not None:
-            loss = availability_cross_entropy(self.availability(mean), encoded.observed)
+            logits = self.availability(fused.views["mean_of_others"].to(mean.dtype) if self.from_values else mean)
+            if self.from_values:
+                logits = logits.diagonal(dim1=1, dim2=2)  # δ_m from μ^{−m}
+            loss = availability_cross_entropy(logits, encoded.observed)
             terms["availability"] = masked_mean(loss, torch.ones_like(encoded.observed), counts)
         return terms
 
@@ -130,6 +149,12 @@ class EvidenceFusion(Fusion):
                 known.append(torch.ones(len(token), dtype=torch.bool, device=token.device))
         weight = None if encoded.weights is None else encoded.weights[encoded.row, encoded.modality]
         return masked_mean(torch.cat(errors), torch.cat(known), counts, weight)
+
+
+def _of_others(parts: Tensor) -> Tensor:
+    """Sum over the other modalities, [B, M, d] from [B, M, d]; taking one's own from the whole would leave a trace."""
+    others = 1 - torch.eye(parts.shape[1], dtype=parts.dtype, device=parts.device)
+    return torch.einsum("bjd,mj->bmd", parts, others)
 
 
 def _mlp(width: int, hidden: int, out: int, dropout: float) -> nn.Sequential:

@@ -209,7 +209,7 @@ class CausalModel:
             if view.rate == 1.0:
                 columns.append(np.ones(len(latent)))
                 continue
-            logit = self.mechanism.strength * self._availability_score(view, latent, values)
+            logit = self.mechanism.log_odds(self._availability_score(view, latent, values))
             columns.append(sigmoid(self._availability_intercepts[view.name] + self.mechanism.shift + logit))
         return np.stack(columns, axis=1)
 
@@ -286,7 +286,7 @@ class CausalModel:
     def _availability_intercepts(self) -> dict[str, float]:
         latent, values = self._pilot
         return {
-            v.name: intercept(self.mechanism.strength * self._availability_score(v, latent, values), v.rate)
+            v.name: intercept(self.mechanism.log_odds(self._availability_score(v, latent, values)), v.rate)
             for v in self.views
             if v.rate < 1.0
         }

@@ -16,6 +16,8 @@ import polars as pl
 from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmnar_lightning import _terminal
+
 log = logging.getLogger(__name__)
 
 MARKER = "simulation.json"
@@ -44,7 +46,7 @@ class ExtractWriter:
         self._tables = tables
         self._bar = Progress(
             TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TextColumn("patients"), TimeRemainingColumn(),
-            disable=not progress,
+            console=_terminal.console(stderr=True), disable=not progress,
         )  # fmt: skip
         self._task = self._bar.add_task("simulating", total=patients)
 

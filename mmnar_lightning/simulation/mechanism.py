@@ -43,7 +43,9 @@ def intercept(score: Floats, rate: float, tolerance: float = 1e-10) -> float:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """P(δ_m = 1 | ·) = σ(c_m + shift + γ·s_m), with c_m set so that without shift a share is observed whatever γ is.
+    """P(δ_m = 1 | ·) = σ(c_m + shift + ℓ(s_m)), with c_m set so that without shift a share is observed whatever ℓ is.
+
+    ℓ(s) = γ·s, or with a bound b the same pressed into (−b, b): ℓ(s) = b·tanh(γ·s/b), of slope γ at 0.
 
     The score s_m has mean 0 and variance 1 over patients. It is nothing (``mcar``), a projection of the modality that
     is observed for everyone (``mar``: ignorable given what was seen), or a projection of the latent health u (``mnar``:
@@ -54,14 +56,18 @@ class Mechanism:
         kind: ``mcar``, ``mar`` or ``mnar``.
         strength: γ ≥ 0, log odds per standard deviation of the score. At 0 all three kinds are ``mcar``.
         shift: Log odds added to every c_m: a place that orders more, or less, than the rates say, for the same reasons.
+        bound: b > 0, the largest |ℓ| in log odds; None leaves ℓ unbounded. With Gaussian u and no bound no Γ of the
+            marginal sensitivity model holds, since odds ratios have no limit; with one, `gamma` does.
 
     Raises:
-        ValueError: If the kind is unknown, the strength is negative or not finite, or the shift is not finite.
+        ValueError: If the kind is unknown, the strength is negative or not finite, the shift is not finite, or the
+            bound is not a finite number above 0.
     """
 
     kind: MechanismKind = "mnar"
     strength: float = 1.0
     shift: float = 0.0
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MechanismKind):
@@ -70,3 +76,23 @@ class Mechanism:
             raise ValueError(f"strength {self.strength} must be a finite number that is not negative")
         if not np.isfinite(self.shift):
             raise ValueError(f"shift {self.shift} must be a finite number")
+        if self.bound is not None and not (np.isfinite(self.bound) and self.bound > 0.0):
+            raise ValueError(f"bound {self.bound} must be a finite number above 0, or none")
+
+    def log_odds(self, score: Floats) -> Floats:
+        """ℓ(s) of scores of any shape."""
+        linear: Floats = self.strength * score
+        return linear if self.bound is None else self.bound * np.tanh(linear / self.bound)
+
+    @property
+    def gamma(self) -> float:
+        """Least Γ of the marginal sensitivity model that is sure to hold, whatever w is: e^{2b}, infinite unbounded.
+
+        The odds of P(δ_m = 1 | u) and of P(δ_m = 1 | w), for a w on which δ_m depends through u alone, lie both between
+        e^{−b} and e^b times those of c_m + shift, so that they differ by a factor of e^{2b} at most. What is realised
+        for a certain w is less; `realised_gamma` tells it. Under ``mcar`` and, given the view that decides, ``mar``
+        nothing is hidden: 1.
+        """
+        if self.kind != "mnar" or self.strength == 0.0:
+            return 1.0
+        return float("inf") if self.bound is None else float(np.exp(2.0 * self.bound))

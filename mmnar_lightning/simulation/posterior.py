@@ -42,6 +42,15 @@ class Modes:
         """Keep some of the rows."""
         return Modes(self.top[rows], self.root[rows], self.share[rows])
 
+    def strongest(self, count: int) -> Modes:
+        """Keep the parts of largest share, at most so many; their shares make up the whole again."""
+        if self.share.shape[1] <= count:
+            return self
+        kept = np.argsort(-self.share, axis=1, kind="stable")[:, :count]
+        row, share = np.arange(len(kept))[:, None], np.take_along_axis(self.share, kept, axis=1)
+        share = share - np.log(np.exp(share).sum(1, keepdims=True))
+        return Modes(self.top[row, kept], self.root[row, kept], share)
+
     def with_part(self, top: Floats, root: Floats, share: float) -> Modes:
         """Add a part of [r, L] and [r, L, L] that takes a share between 0 and 1 from the others."""
         return Modes(
@@ -61,6 +70,9 @@ class LatentPosterior:
         pattern: Whether availability itself is conditioned on.
         evidence: Further log likelihood, ``evidence(rows [r], u [r, S, L]) -> [r, S]``; rows number the patients.
 
+    Attributes:
+        wanted: Function of u [S, L] whose posterior mean is looked for, [S, K]; the outcomes' risks unless it is set.
+
     Raises:
         ValueError: If an available view has no noise (it has no density).
     """
@@ -74,11 +86,18 @@ class LatentPosterior:
         # under mcar and mar P(δ | u, x) does not depend on u and drops out
         self.informative = pattern and model.mechanism.kind == "mnar" and model.mechanism.strength > 0.0
         self.linear = model.form == "linear"
-        self.concave = self.linear and evidence is None
+        # the logarithm of σ(c + γ·s) is concave in s, that of σ(c + b·tanh(γ·s/b)) is not
+        self.concave = self.linear and evidence is None and not (self.informative and model.mechanism.bound is not None)
+        self.wanted: Callable[[Floats], Floats] = model.risk
         for _, view in self.views:
             if view.noise == 0.0:
                 raise ValueError(f"view {view.name!r}: without noise it has no density; give it noise above 0")
         self.score, self.precision = self._gaussian() if self.linear else (np.zeros((0, 0)), np.zeros((0, 0, 0)))
+
+    @property
+    def columns(self) -> int:
+        """K, how many numbers are wanted."""
+        return int(self.wanted(np.zeros((1, self.latent))).shape[1])
 
     def _gaussian(self) -> tuple[Floats, Floats]:
         """h [n, L] and Λ [n, L, L] of log p(u | x_O) = h·u − ½ uᵀΛu, where the views are affine in u."""

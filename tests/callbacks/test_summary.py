@@ -62,7 +62,8 @@ def test_recalibration_and_rectification_inside_a_pattern_keep_the_order(found: 
 
 
 def test_validation_and_test_leave_their_own_files(trained: Path) -> None:
-    assert {p.name for p in trained.glob("metrics-*.json")} == {"metrics-val.json", "metrics-test.json"}
+    for kind in ("metrics", "findings"):
+        assert {p.name for p in trained.glob(f"{kind}-*.json")} == {f"{kind}-val.json", f"{kind}-test.json"}
     assert not [p for p in trained.iterdir() if p.name.startswith(".")]
 
 
@@ -85,11 +86,13 @@ def test_validation_has_point_estimates_alone(trained: Path) -> None:
 def test_the_report_of_a_test_says_what_the_numbers_are(trained: Path, found: dict[str, float]) -> None:
     text = (trained / "report-test.md").read_text()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles[-5:] == [
+    assert titles[-7:] == [
         "## Results",
         "## Rectifier",
         "## Availability alone",
         "## Worst pattern",
+        "## By availability pattern",
+        "## Subgroups",
         "## Conformal sets",
     ]
     rows = [line.split(" | ") for line in text.partition("## Results")[2].splitlines() if line.startswith("| ")]
@@ -101,6 +104,35 @@ def test_the_report_of_a_test_says_what_the_numbers_are(trained: Path, found: di
     # nothing in these tables is observed for everyone
     assert "not available" in text
     assert not [name for name in found if "adjusted" in name]
+
+
+def test_calibration_of_a_test_has_intervals(found: dict[str, float]) -> None:
+    named = [name for name in found if name.endswith("/calibration_slope/low") and "/pattern/" not in name]
+    assert {name.split("/")[0] for name in named} >= {"recalibrated", "rectified"}
+    for name in named:
+        estimate = found[name.removesuffix("/low")]
+        assert found[name] < estimate < found[name.replace("/low", "/high")]
+
+
+def test_findings_say_what_was_run_and_hold_the_groups_of_a_test(trained: Path) -> None:
+    test, val = (json.loads((trained / f"findings-{stage}.json").read_text()) for stage in ("test", "val"))
+    assert (test["stage"], val["stage"]) == ("test", "val")
+    assert test["run"] | {"steps": 0, "parameters": 0} == {
+        "seed": 0,
+        "epochs": test["run"]["epochs"],
+        "steps": 0,
+        "parameters": 0,
+        "device": "cpu",
+        "devices": 1,
+        "model": "MMNARFusion",
+    }
+    # of the checkpoint, not of the process that tests it
+    assert 1 <= test["run"]["epochs"] <= 3
+    assert min(test["run"]["steps"], test["run"]["parameters"]) > 0
+    assert {row["task"] for row in test["groups"]} <= set(TASKS)
+    assert list(test) == list(val)
+    assert val["groups"] == []
+    assert test["groups"]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +186,21 @@ def test_the_report_shows_what_availability_says_beyond_the_risk(told: tuple[str
         # fewer than 50 events are not adjusted
         assert row.endswith(f" {interval or '–'} |")
     assert "vitals" in part
+
+
+def test_the_report_shows_each_group_that_is_large_enough(told: tuple[str, Assessment]) -> None:
+    text, assessed = told
+    lines = text.partition("## By availability pattern")[2].partition("## Conformal")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    shown = {tuple(row[:4]): row[4:] for row in rows}
+    large = [row for row in assessed.groups if row.events is not None]
+    assert large
+    for row in large:
+        cells = shown[row.task, row.variable, row.group, str(row.samples)]
+        ends = [row.rate, row.metrics["rectified"]["auroc"], row.metrics["rectified"]["brier"]]
+        assert cells == [f"{e:.3f} [{low:.3f}, {high:.3f}]" for e, low, high in ends]
+    small = [row for row in assessed.groups if row.events is None]
+    assert "too few people" in text or not small
 
 
 def test_no_count_in_the_report_is_of_fewer_than_ten_people(told: tuple[str, Assessment]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mmnar_lightning.records import RecordSchema, SplitSettings, pattern_names
 from mmnar_tables import TablesDataModule
@@ -127,3 +130,43 @@ def test_small_counts_are_not_shown(events: Any) -> None:
     cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")[1:]]
     assert cells.count("< 10") > 0
     assert all(int(cell) == 0 or int(cell) >= 10 for cell in cells if cell.isdigit())
+
+
+def test_the_promised_curves_are_there(events: Any, tags: set[str], schema: RecordSchema) -> None:
+    """`docs/howto/tensorboard.md` is the one list; `test_figures_callback.py` looks at the pictures."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "tensorboard.md").read_text(encoding="utf-8")
+    promised = re.findall(r"^\| (.+?) \| `(.+?)` \|", page, flags=re.MULTILINE)
+    assert len(promised) >= 20
+    there = {
+        "scalars": tags,
+        "text": set(events.Tags()["tensors"]),
+        "custom scalars": set(events.PluginTagToContent("custom_scalars")),
+        "HPARAMS": set(events.PluginTagToContent("hparams")),
+    }
+    words = {"modality": [*schema.names], "task": ["death"], "metric": ["auroc", "brier"], "split": ["train", "val"]}
+    for tab, tag in promised:
+        if tab in there:
+            for name in re.findall(r"{(\w+)}", tag)[:1] or [""]:
+                for word in words.get(name, [None]):
+                    tag_of = tag if word is None else tag.replace(f"{{{name}}}", word)
+                    expression = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(tag_of))
+                    assert [t for t in there[tab] if re.fullmatch(expression, t)], tag_of
+
+
+def test_settings_and_the_best_metrics_stand_side_by_side(events: Any, trained: Path) -> None:
+    found = events.PluginTagToContent("hparams")
+    started = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info.hparams
+    given = {name: value.string_value or value.number_value for name, value in started.items()}
+    assert given["fusion"] == "MMNARFusion"
+    assert given["width"] == 16
+    assert given["data/batch_size"] == 34
+    assert not [name for name in given if "schema" in name]
+    columns = HParamsPluginData.FromString(found["_hparams_/experiment"]).experiment.metric_infos
+    names = {column.name.tag for column in columns}
+    assert {"best/val/auroc", "best/val/death/auroc", "test/auroc", "test/rectified/death/brier"} <= names
+    # all of the test's and the best checkpoint's are curves that exist
+    assert names <= set(events.Tags()["scalars"])
+    (best,) = events.Scalars("best/val/auroc")
+    # `mmnar validate` looked at the same checkpoint
+    expected = json.loads((trained / "metrics-val.json").read_text())["auroc"]
+    assert best.value == pytest.approx(expected, abs=1e-6)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mmnar_lightning.evaluation import bootstrap_interval, structured_risk
 from mmnar_lightning.evaluation.assessment import Assessment, assess
+from mmnar_lightning.evaluation.intervals import metric_statistics
+from mmnar_lightning.metrics import BINARY_METRICS
 from mmnar_lightning.records import RecordDataModule, RecordDataset, RecordSchema, pattern_id
 from mmnar_lightning.rectifier.conformal import Conformal
 
@@ -71,6 +73,36 @@ def test_intervals_are_those_of_the_patient_bootstrap(made: Made, assessed: Asse
                 assert ends == pytest.approx((expected.estimate, expected.low, expected.high), abs=1e-9)
 
 
+@pytest.mark.parametrize("version", ["raw", "recalibrated", "rectified"])
+def test_calibration_has_the_intervals_of_the_patient_bootstrap(version: str, made: Made, assessed: Assessment) -> None:
+    rows, (data, schema) = rows_of(made, "test"), made
+    patient = data.records.samples["patient"].gather(rows["sample"].numpy()).to_numpy()
+    k, prefix = 1, {"raw": ""}.get(version, f"{version}/")
+    known = rows["labelled"][:, k].numpy()
+    for metric in ("calibration_intercept", "calibration_slope", "excess_ece"):
+        p, y = rows[version][:, k].double().numpy(), rows["targets"][:, k].numpy()
+        expected = bootstrap_interval(metric, p, y, patient, labelled=known, draws=1000)
+        found = assessed.intervals[f"{prefix}{schema.task_names[k]}/{metric}"]
+        ends = (found.estimate, found.low, found.high)
+        # fewer than 1,000 probabilities: nothing is rounded
+        assert ends == pytest.approx((expected.estimate, expected.low, expected.high), abs=1e-7), metric
+
+
+def test_groups_are_told_for_patterns_and_declared_subgroups(made: Made, assessed: Assessment) -> None:
+    variables = {row.variable for row in assessed.groups}
+    assert variables >= {"sex", "age_band", "region", "year"}
+    assert variables & {"pattern", "modality_count"}
+    assert min(row.people for row in assessed.groups) >= 10
+    for row in assessed.groups:
+        if row.variable == "sex" and row.events is not None:
+            assert set(row.metrics) == {"raw", "recalibrated", "rectified"}
+            auroc, low, high = row.metrics["raw"]["auroc"]
+            assert auroc is not None
+            assert low is not None
+            assert high is not None
+            assert low < auroc < high
+
+
 def test_numbers_are_finite_plain_and_complete(made: Made, assessed: Assessment) -> None:
     found = json.loads(json.dumps(assessed.numbers(), allow_nan=False))
     for task in made[1].task_names:
@@ -114,3 +146,14 @@ def test_the_same_rows_give_the_same_numbers(made: Made) -> None:
     assert assess(rows, *made).numbers() == assess(rows, *made).numbers()
     assert all(math.isfinite(v) for v in assess(rows, *made).numbers().values())
     assert np.isfinite(assess(rows, *made).availability.risk).all()
+
+
+def test_calibration_of_many_rows_is_rounded_little() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(-2, 1.2, 5000)
+    y = (rng.random(5000) < 1 / (1 + np.exp(-x))).astype(float)
+    p = 1 / (1 + np.exp(-(1.2 * x + rng.normal(0, 0.5, 5000))))
+    weights = rng.integers(3, size=(4, 5000)).astype(float)
+    metrics = ("calibration_intercept", "calibration_slope")
+    for name, statistic in metric_statistics(metrics, p, y).items():
+        assert statistic(weights) == pytest.approx(BINARY_METRICS[name].of(p, y, weights), abs=1e-3), name

@@ -84,6 +84,93 @@ def test_evidence_is_its_equations(pattern: bool) -> None:
     assert terms["availability"].item() == pytest.approx(np.mean(entropy), rel=1e-4)
 
 
+def test_availability_from_values_leaves_out_what_is_asked_for() -> None:
+    """One row and one modality at a time in NumPy: evidence of the others alone, no pattern's expert."""
+    fusion, encoded = build(availability="values"), pack()
+    p = {name: value.double().numpy() for name, value in fusion.state_dict().items()}
+    slots = encoded.dense().double().numpy()
+    entropy = []
+    for i in range(8):
+        for m in range(M):
+            experts = [slots[i, j] @ p["weight"][j] + p["bias"][j] for j in range(M) if OBSERVED[i, j] and j != m]
+            eta = sum((e[:LATENT] for e in experts), np.zeros(LATENT))
+            precision = sum((np.log1p(np.exp(e[LATENT:])) for e in experts), np.ones(LATENT))
+            logit = _mlp(p, "availability", eta / precision)[m]
+            entropy.append(np.log1p(np.exp(-logit if OBSERVED[i, m] else logit)))
+    assert compute(fusion, encoded)["availability"].item() == pytest.approx(np.mean(entropy), rel=1e-4)
+
+
+def logits_of(fusion: EvidenceFusion, encoded: Encoded) -> Tensor:
+    """Logits of δ [B, M] that the availability's loss was computed from."""
+    assert fusion.availability is not None
+    fused = fusion(encoded)
+    if fusion.from_values:
+        return fusion.availability(fused.views["mean_of_others"]).diagonal(dim1=1, dim2=2)  # type: ignore[no-any-return]
+    return fusion.availability(fused.views["posterior_mean"])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("availability", ["posterior", "values"])
+def test_only_values_are_blind_to_what_is_asked_for(availability: Any) -> None:
+    """The same patients with and without modality m: an assignment model must say the same of m."""
+    fusion = build(availability=availability)
+    whole = pack(torch.ones(32, M, dtype=torch.bool))
+    gaps = []
+    for m in range(M):
+        kept = whole.modality != m
+        observed = whole.observed.clone()
+        observed[:, m] = False
+        part = replace(
+            whole,
+            tokens=whole.tokens[kept],
+            row=whole.row[kept],
+            modality=whole.modality[kept],
+            observed=observed,
+            inputs=(),
+        )
+        gap = logits_of(fusion, whole)[:, m] - logits_of(fusion, part)[:, m]
+        gaps.append(gap.detach().abs().max().item())
+    if availability == "values":
+        assert max(gaps) < 1e-6
+    else:
+        assert min(gaps) > 0.1
+
+
+def test_values_tell_what_was_ordered_where_health_decides() -> None:
+    """MNAR: a is seen by everyone, b and c where the health that a shows is high; the pattern itself is no help."""
+    torch.manual_seed(0)
+    shape = FusionShape(2, ("a", "b", "c"))
+    fusion = EvidenceFusion(shape, latent=2, availability="values", reconstruction="none")
+    u = torch.randn(2000, 1)
+    observed = torch.rand(2000, 3) < torch.sigmoid(2 * u)
+    observed[:, 0] = True
+    modality, row = observed.T.nonzero(as_tuple=True)
+    tokens = u[row] + 0.5 * torch.randn(len(row), 2)
+    encoded = Encoded(tokens, row, modality, observed)
+    optimizer = torch.optim.Adam(fusion.parameters(), lr=2e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        compute(fusion, encoded)["availability"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    likely = logits_of(fusion, encoded)[:, 1].sigmoid().detach()
+    seen = observed[:, 1]
+    # P(δ_b | u) averages 0.68 where b was seen and 0.32 elsewhere; a and c show most of u, and b's own value is unused
+    assert float(likely[seen].mean() - likely[~seen].mean()) > 0.2
+    assert float(likely.mean()) == pytest.approx(float(seen.float().mean()), abs=0.05)
+    # all that it could learn from δ itself would be a loss of nearly 0
+    assert 0.2 < compute(fusion, encoded)["availability"].item() < 0.5
+
+
+def test_switches_of_earlier_configs_still_hold() -> None:
+    """True and False, in configs and checkpoints from before there was a choice."""
+    for old, new in ((True, "posterior"), (False, "none")):
+        one, other = build(availability=old), build(availability=new)
+        other.load_state_dict(one.state_dict())
+        terms, expected = compute(one, pack()), compute(other, pack())
+        assert terms.keys() == expected.keys()
+        assert all(terms[name].detach().equal(expected[name].detach()) for name in terms)
+    assert build().state_dict().keys() == build(availability="values").state_dict().keys()
+
+
 def test_more_evidence_means_less_uncertainty_and_none_is_the_prior() -> None:
     fusion = build(pattern=False)
     views = fusion(pack()).views
@@ -140,8 +227,10 @@ def test_what_dropout_hid_is_asked_for() -> None:
     ("options", "names"),
     [
         ({"reconstruction": "none"}, {"availability"}),
-        ({"availability": False}, {"reconstruction"}),
-        ({"reconstruction": "none", "availability": False, "pattern": False}, set()),
+        ({"availability": "none"}, {"reconstruction"}),
+        ({"availability": "values"}, {"reconstruction", "availability"}),
+        ({"availability": "values", "reconstruction": "none", "modality_dropout": 0.5}, {"availability"}),
+        ({"reconstruction": "none", "availability": "none", "pattern": False}, set()),
         ({"modality_dropout": 0.4, "dropout": 0.3}, {"reconstruction", "availability"}),
     ],
 )
@@ -159,5 +248,7 @@ def test_a_wrong_option_is_an_error() -> None:
         EvidenceFusion(SHAPE, latent=0)
     with pytest.raises(ValueError, match="reconstruction 'latent' is not one of input, none"):
         EvidenceFusion(SHAPE, reconstruction="latent")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="availability 'pattern' is not one of posterior, values, none"):
+        EvidenceFusion(SHAPE, availability="pattern")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="modality 0 was declared"):
         compute(build(), replace(pack(), inputs=(None, None, None)))
