@@ -10,7 +10,7 @@ DEMO_SEED     ?= 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint types docs bench clean
+.PHONY: help setup demo test test-slow lint types docs figures bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s%s\n", $$1, $$2}'
@@ -30,20 +30,23 @@ $(STAMP): pyproject.toml
 	@echo "==> ready: $(BIN)/mmnar --help"
 
 # Each step is idempotent: an extract or store that is there is kept, a run that was interrupted goes on.
-demo: $(STAMP) ## Simulate an extract, prepare it, train, test, predict: a whole run in minutes
-	@echo "==> 1/5 simulating $(DEMO_PATIENTS) patients in eICU's raw layout (seed $(DEMO_SEED))"
+demo: $(STAMP) ## Simulate an extract, prepare it, train, test, predict, report: a whole run in minutes
+	@echo "==> 1/6 simulating $(DEMO_PATIENTS) patients in eICU's raw layout (seed $(DEMO_SEED))"
 	@$(BIN)/mmnar simulate eicu $(DEMO)/extract --patients $(DEMO_PATIENTS) --seed $(DEMO_SEED)
-	@echo "==> 2/5 preparing the record store"
+	@echo "==> 2/6 preparing the record store"
 	@$(BIN)/mmnar prepare --config configs/demo.yaml
-	@echo "==> 3/5 training"
+	@echo "==> 3/6 training"
 	@$(BIN)/mmnar fit --config configs/demo.yaml --resume auto
-	@echo "==> 4/5 testing"
+	@echo "==> 4/6 testing"
 	@$(BIN)/mmnar test --config configs/demo.yaml
-	@echo "==> 5/5 predicting"
+	@echo "==> 5/6 predicting"
 	@$(BIN)/mmnar predict --config configs/demo.yaml
+	@echo "==> 6/6 reporting"
+	@$(BIN)/mmnar report $(DEMO)/run --out $(DEMO)/report.html --model-card $(DEMO)/model-card.md
 	@echo "==> done; $(DEMO)/ holds the extract, the store and the run"
 	@echo "    live view:   $(BIN)/tensorboard --logdir $(DEMO)/run"
-	@find $(DEMO)/run -name predictions.parquet -exec echo "    predictions: {}" \; -o -name 'report-*.md' -exec echo "    report:      {}" \;
+	@echo "    predictions: $(DEMO)/run/predictions.parquet"
+	@echo "    report:      $(DEMO)/report.html (open it in a browser), $(DEMO)/model-card.md"
 
 test: $(STAMP) ## Run the tests; those on real records run where the open demo extracts are found
 	@echo "==> tests"
@@ -66,6 +69,9 @@ docs: $(STAMP) ## Build the documentation into site/; any warning fails
 	@echo "==> docs"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "==> open site/index.html"
+
+figures: $(STAMP) ## Draw the pictures of the documentation
+	@$(BIN)/python docs/assets/make_figures.py
 
 bench: $(STAMP) ## Run the benchmarks into benchmarks/results; EICU=FOLDER, MIMIC=FOLDERS and ATTAINABLE=1 add long ones
 	@echo "==> benchmarks/loading.py"

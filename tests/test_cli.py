@@ -324,7 +324,7 @@ def test_print_config_prints_what_can_be_run(mmnar: Any, own_tables: Path, train
     assert printed.status == 0
     config = yaml.safe_load(printed.out)
     assert config["model"]["init_args"]["width"] == 24
-    assert config["model"]["class_path"] == "mmnar_lightning.module.MultimodalOutcomeModule"
+    assert config["model"]["class_path"] == "mmnar_lightning.MultimodalOutcomeModule"
     (tmp_path / "printed.yaml").write_text(printed.out)
     again = mmnar("fit", "--config", tmp_path / "printed.yaml", "--print_config")
     assert (again.status, yaml.safe_load(again.out)) == (0, config)

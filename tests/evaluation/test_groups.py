@@ -27,7 +27,7 @@ def made(n: int = 1200, seed: int = 0) -> dict[str, Any]:
         "labelled": rng.random((n, 1)) < 0.95,
         "patient": rng.integers(int(n / 1.3), size=n),
         "tasks": ["death"],
-        "variables": {"sex": rng.choice(["female", "male", None], n, p=[0.4, 0.55, 0.05])},
+        "variables": {"sex": rng.choice(np.array(["female", "male", None], dtype=object), n, p=[0.4, 0.55, 0.05])},
         "pattern": rng.choice([7, 3, 5, 6, 1, 2], n, p=[0.5, 0.3, 0.08, 0.08, 0.02, 0.02]),
         "modalities": NAMES,
     }
