@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from mmnar_eicu.simulate import simulate as simulate_eicu
 from mmnar_lightning.__main__ import main
+from mmnar_meds.simulate import simulate as simulate_meds
 from mmnar_mimic4.simulate import simulate as simulate_mimic4
 
 # Lightning's advice on a run of a few batches
@@ -47,6 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Extracts, models and a finished run, at the places that `PLACES` puts in place of those of the pages."""
     folder = tmp_path_factory.mktemp("world")
     simulate_eicu(folder / "eicu", patients=400, seed=1, progress=False)
+    simulate_meds(folder / "meds", patients=700, progress=False)
     for films in ("jpg", "embeddings"):
         options: Any = {"films": films, "film_size": 40, "progress": False}
         simulate_mimic4(folder / films, patients=200, seed=1, **options)
@@ -64,6 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PLACES = {
     "/data/eicu-crd/2.0": "{world}/eicu",
     "/data/eicu": "{world}/eicu",
+    "/data/meds": "{world}/meds",
     "/data/mimiciv/3.1": "{world}/tables",
     "/data/mimic-iv-note/2.2": "{world}/jpg",
     "/data/mimic-cxr-jpg/2.1.0": "{world}/jpg/cxr",

@@ -65,6 +65,8 @@ class MEDSExtractor:
         self.labels = None if labels is None else dict(labels)
         self.chosen = events is not None
         self.events = dict(DEFAULT if events is None else events)
+        for selection in self.events.values():
+            selection.check_pattern()
 
     @property
     def dataset(self) -> str:

@@ -61,8 +61,8 @@ class Selection:
         if "" in (*self.prefixes, *self.without):
             raise ValueError("an empty prefix would match every code; pattern '.' says so")
         try:
-            pl.Series([""]).str.contains(self.pattern)
-        except pl.exceptions.ComputeError:
+            re.compile(self.pattern)
+        except re.error:
             raise ValueError(f"pattern {self.pattern!r} is no regular expression") from None
         if self.rows == "static" and (self.kind == "series" or self.window_hours is not None or self.lag_hours):
             raise ValueError("static rows have no time: no series, window_hours or lag_hours can be made of them")
@@ -73,6 +73,17 @@ class Selection:
             raise ValueError(f"statistics must be some of {', '.join(STATS)}, each once")
         if self.most < 1:
             raise ValueError(f"most is {self.most}; at least 1 code is needed")
+
+    def check_pattern(self) -> None:
+        """Refuse a pattern that polars can't search for; not when made: a computation starts threads, an import must not.
+
+        Raises:
+            ValueError: If it is one that only Python's `re` knows, as with look-around.
+        """
+        try:
+            pl.Series([""]).str.contains(self.pattern)
+        except pl.exceptions.ComputeError:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression that polars can search for") from None
 
     @property
     def values(self) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 from mmnar_lightning.records import SplitSettings
-from mmnar_meds import DEFAULT, Labels, Selection
+from mmnar_meds import DEFAULT, Labels, MEDSExtractor, Selection
 from mmnar_meds.selection import task_name
 
 CODES = [
@@ -86,3 +88,20 @@ def test_the_page_names_every_default_and_its_choices_are_accepted() -> None:
         "readmission_30d",
     ]
     assert [SplitSettings(**part["splits"]).by for part in given if "splits" in part] == ["given"]
+
+
+def test_a_pattern_that_polars_cannot_search_for_is_refused(tmp_path: Path) -> None:
+    looking_ahead = Selection("codes", pattern="LAB(?=//)")
+    with pytest.raises(ValueError, match="polars can search for"):
+        MEDSExtractor(tmp_path, events={"labs": looking_ahead})
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where /proc tells them")
+def test_importing_the_plugins_starts_no_computation() -> None:
+    """A process that forks after polars has computed hangs in the child: loaders' workers are forked."""
+    code = (
+        "from pathlib import Path; from mmnar_lightning.commands._config import load_plugins; load_plugins();"
+        "names = [p.read_text().strip() for p in Path('/proc/self/task').glob('*/comm')];"
+        "assert 'polars-0' not in names, names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
