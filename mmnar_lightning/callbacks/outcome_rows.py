@@ -56,8 +56,16 @@ class OutcomeRows:
         targets, labelled = rows.targets[kept].double().numpy(), rows.labelled[kept].numpy()
         return cls(module.schema, versions, targets, labelled, pattern.numpy(), _people(data, samples[kept.numpy()]))
 
+    def enough(self, k: int) -> bool:
+        """Whether at least 10 people have the outcome of task k, and 10 don't."""
+        known = self.labelled[:, k]
+        y, patient = self.targets[known, k] > 0.5, self.patient[known]
+        return min(_count(patient[y]), _count(patient[~y])) >= FEWEST
+
     def calibration(self, k: int) -> dict[str, dict[str, Any]]:
-        """Calibration curve of task k by version."""
+        """Calibration curve of task k by version; none for a task that cannot be told of."""
+        if not self.enough(k):
+            return {}
         known = self.labelled[:, k]
         y, patient = self.targets[known, k], self.patient[known]
         return {name: asdict(calibration_curve(p[known, k], y, patient)) for name, p in self.probabilities.items()}
@@ -88,9 +96,9 @@ def curve_counts(rows: OutcomeRows) -> Iterator[tuple[str, str, Array]]:
         Task, version, and [6, T]: true positives, false positives, true negatives, false negatives, precision, recall.
     """
     for k, task in enumerate(rows.schema.task_names):
-        known = rows.labelled[:, k]
-        y, patient = rows.targets[known, k] > 0.5, rows.patient[known]
-        if min(_count(patient[y]), _count(patient[~y])) >= FEWEST:
+        if rows.enough(k):
+            known = rows.labelled[:, k]
+            y, patient = rows.targets[known, k] > 0.5, rows.patient[known]
             for version in ("raw", "rectified"):
                 yield task, version, _counts(rows.probabilities[version][known, k], y, patient)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 DISTRIBUTION = "mmnar-lightning"
 EXTRAS = {
-    "evaluation": "logistic regression and boosted trees beside the network, in benchmark and evaluate",
+    "evaluation": "logistic regression and boosted trees: in `test` beside the network, in `evaluate`",
     "lora": "adapters in place of fine-tuning a text encoder (train: lora)",
     "docs": "building the documentation",
     "dev": "running the tests",

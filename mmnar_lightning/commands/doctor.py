@@ -161,7 +161,8 @@ def _root(root: Path) -> Iterator[str]:
         else:
             yield (
                 f"{root}: is none of what the installed plugins read; give the folder with hosp and icu (MIMIC-IV), "
-                "with patient.csv.gz and the other tables (eICU), or with a schema.yaml (own tables)"
+                "with patient.csv.gz and the other tables (eICU), data/ and metadata/ (MEDS), "
+                "or with a schema.yaml (own tables)"
             )
         return
     for one in found:

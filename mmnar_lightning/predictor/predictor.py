@@ -94,10 +94,15 @@ class Predictor:
             `{task}/rectified` and, where conformal sets were fitted, `{task}/set`: the labels it holds.
 
         Raises:
-            ValueError: If a column is unknown, of a wrong type or holds what cannot be; names it, never a value.
+            ValueError: If it is no DataFrame, or a column is unknown, of a wrong type or holds what cannot be; names
+                it, never a value.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, is {batch_size}")
+        if not isinstance(frame, pl.DataFrame):
+            raise ValueError(
+                f"predict takes a polars DataFrame, not {type(frame).__name__}; collect or convert it first"
+            )
         self.columns.check(frame.schema, keep)
         parts: list[pl.DataFrame] = []
         seen: dict[str, Tensor] = {}

@@ -141,7 +141,10 @@ def read_run(folder: Path) -> Run:
     if not metrics.is_file():
         raise ValueError(f"{metrics} is absent, but {path.name} is there; run `mmnar test` again")
     evaluation = folder / "evaluation.json"
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        raise ValueError(f"{folder / 'config.yaml'}: is no YAML that can be read") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.yaml'}: not a configuration")
     return Run(

@@ -56,11 +56,10 @@ def shares(replicates: int, gammas: list[float]) -> np.ndarray:
 
 def bounds_hold_the_truth(replicates: int) -> None:
     slack = 3 * (0.95 * 0.05 / replicates) ** 0.5
-    ignorable, half, full = shares(replicates, [1.0, realised() ** 0.25, realised()])
+    ignorable, full = shares(replicates, [1.0, realised()])
     assert full > 0.95 - slack
-    # intervals for a Γ that the mechanism does not keep to miss it
+    # intervals for a Γ that the mechanism does not keep to miss it most of the time, where 0.95 is promised
     assert ignorable < 0.5
-    assert half < 0.9
 
 
 def test_bounds_at_the_realised_gamma_hold_the_truth() -> None:
