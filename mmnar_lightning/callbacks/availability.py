@@ -46,12 +46,20 @@ class AvailabilityOverview(Callback):
         samples = data.records.samples.with_columns(pl.Series("split", data.split))
         for k, split in enumerate(SPLITS):
             part = samples.filter(pl.col("split") == k)
-            if part.height >= FEWEST:
-                shares = {f"availability/{split}/{n}": float(part[f"observed/{n}"].mean()) for n in there}  # type: ignore[arg-type]
-                logger.log_metrics(shares, step=0)
+            shares = {f"availability/{split}/{n}": share for n in there if (share := told_share(part, n)) is not None}
+            logger.log_metrics(shares, step=0)
         unknown = {f"availability/unknown_codes/{name}": share for name, share in unknown_codes(data, schema).items()}
         logger.log_metrics(unknown, step=0)
         logger.experiment.add_text("availability", overview(data, schema), 0)
+
+
+def told_share(samples: pl.DataFrame, modality: str) -> float | None:
+    """Share of samples that have a modality; None where fewer than 10 people have it, or lack it."""
+    has = pl.col(f"observed/{modality}")
+    people = [samples.filter(side)["patient"].n_unique() for side in (has, ~has)]
+    if samples["patient"].n_unique() < FEWEST or any(0 < n < FEWEST for n in people):
+        return None
+    return samples.filter(has).height / samples.height
 
 
 def unknown_codes(data: RecordDataModule, schema: RecordSchema) -> dict[str, float]:

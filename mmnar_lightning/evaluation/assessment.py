@@ -146,4 +146,10 @@ def _coverage(
 ) -> list[Coverage]:
     p, y, labelled, pattern = (rows[name] for name in ("rectified", "targets", "labelled", "pattern"))
     found = conformal.coverage(p, y, labelled, pattern, schema.names, torch.tensor(patient))
-    return [row for row in found if row.people >= FEWEST]
+    # the size of a class tells that of the other: a task is told of where both have ten people
+    both = {
+        task
+        for k, task in enumerate(schema.task_names)
+        if min(len(np.unique(patient[labelled[:, k].numpy() & (y[:, k].numpy() == c)])) for c in (0, 1)) >= FEWEST
+    }
+    return [row for row in found if row.people >= FEWEST and row.task in both]

@@ -147,6 +147,9 @@ def _availability(data: RecordDataModule, samples: pl.DataFrame, schema: RecordS
             counts = {"observed": (there.height, there["patient"].n_unique())}
             counts |= {reason: cells.get((name, reason), (0, 0)) for reason in REASONS}
             shares = {what: _share(*count, part.height, whole) for what, count in counts.items()}
+            if any(0 < people < FEWEST for _, people in counts.values()):
+                # the share that has it would tell how few lack it
+                shares["observed"] = None
             found.append({"split": split, "modality": name, **shares})
     return found
 
@@ -160,12 +163,18 @@ def _sites(samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
     """The largest sites of the store, and what share of their samples has each modality."""
     seen = [pl.col(f"observed/{name}").sum().alias(f"n/{name}") for name in schema.names]
     who = [pl.col("patient").filter(f"observed/{name}").n_unique().alias(f"people/{name}") for name in schema.names]
+    who += [pl.col("patient").filter(~pl.col(f"observed/{n}")).n_unique().alias(f"without/{n}") for n in schema.names]
     sites = samples.drop_nulls("site").group_by("site").agg(pl.len(), pl.col("patient").n_unique(), *seen, *who)
     sites = sites.filter(pl.col("patient") >= FEWEST).sort("len", "site", descending=[True, False]).head(MOST_SITES)
     found = []
     for row in sites.iter_rows(named=True):
         size = row["len"], row["patient"]
-        shares = {name: _share(row[f"n/{name}"], row[f"people/{name}"], *size) for name in schema.names}
+        shares = {
+            name: None
+            if 0 < row[f"without/{name}"] < FEWEST
+            else _share(row[f"n/{name}"], row[f"people/{name}"], *size)
+            for name in schema.names
+        }
         found.append({"site": str(row["site"]), "samples": row["len"], "observed": shares})
     return found
 

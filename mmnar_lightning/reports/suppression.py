@@ -13,7 +13,7 @@ def hidden(count: int | None) -> bool:
 
 
 def suppress(findings: dict[str, Any]) -> None:
-    """Put null in place of small counts and of what they could be worked out from; drop small groups. In place.
+    """Put null in place of small counts and of most of what they could be worked out from; drop small groups. In place.
 
     A number of events is small too where the others are few: it is their total less them. A rate tells the number of
     events, so it goes with them.
