@@ -75,7 +75,7 @@ class Selection:
             raise ValueError(f"most is {self.most}; at least 1 code is needed")
 
     def check_pattern(self) -> None:
-        """Refuse a pattern that polars can't search for; not when made: a computation starts threads, an import must not.
+        """Refuse a pattern that polars can't search for; not when made: that would start threads at an import.
 
         Raises:
             ValueError: If it is one that only Python's `re` knows, as with look-around.

@@ -72,6 +72,9 @@ def _fitted(done: Rectification, k: int) -> list[str]:
     lines = ["", f"Bias {state['bias'][k]:+.3f}, temperature {state['temperature'][k]:.3f}."]
     if done.rectifier.rungs[k] != "global":
         lines[-1] += f" Shifts: τ of counts {state['tau_count'][k]:.3f}, of patterns {state['tau_pattern'][k]:.3f}."
+        if done.rectifier.scale == "logit":
+            slope, centre = 1 + state["global_slope"][k], state["centre"][k]
+            lines[-1] += f" Slope that patterns share: {slope:.3f}, around a logit of {centre:+.3f}."
     if done.rectifier.rungs[k] == "slopes":
         count, pattern = state["slope_tau_count"][k], state["slope_tau_pattern"][k]
         lines[-1] += f" Slopes: τ of counts {count:.3f}, of patterns {pattern:.3f}."
@@ -110,7 +113,9 @@ def _patterns(done: Rectification, k: int) -> list[str]:
     return [
         *lines,
         "",
-        "Shifts are shrunk towards other patterns; their intervals hold on average over patterns, not for each. Mean "
+        "What sets a pattern apart from raw predictions is bias, temperature, slope and shift together; a shift alone "
+        "is its difference from what all patterns share. Shifts are shrunk towards other patterns; their intervals "
+        "hold on average over patterns, not for each. Mean "
         "outcomes are not shrunk: prediction-powered intervals from the calibration labels and the raw predictions of "
         "all rows of the pattern, for labels that are unknown for reasons unrelated to the outcome.",
     ]

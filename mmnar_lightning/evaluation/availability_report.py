@@ -68,6 +68,10 @@ class AvailabilitySettings:
     min_shift_share: float = 0.1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not any(gamma > 1 for gamma in self.gammas):
+            raise ValueError("gammas: the sweep needs a Γ above 1; a value is never told without one")
+
     @property
     def thresholds(self) -> OverlapThresholds:
         """When an estimate is refused."""

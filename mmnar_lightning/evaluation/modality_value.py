@@ -134,7 +134,7 @@ def modality_value(
         patient: [n] ids.
         modality: Name of m, for messages.
         clip: Lowest and highest π that is used.
-        gammas: Γ of the sweep, each ≥ 1.
+        gammas: Γ of the sweep, each ≥ 1, at least one above.
         thresholds: When the estimate is refused.
         folds: Number of folds.
         level: Nominal coverage.
@@ -147,6 +147,8 @@ def modality_value(
     Source: Robins, Rotnitzky, Zhao, JASA 1994 (AIPW); Chernozhukov et al., *Double/debiased machine learning*, The
     Econometrics Journal 2018 (cross-fitting).
     """
+    if not any(gamma > 1 for gamma in gammas):
+        raise ValueError("gammas: the sweep needs a Γ above 1; a value is never told without one")
     raw, delta = np.asarray(probability, dtype=np.float64), np.asarray(observed, dtype=bool)
     overlap = describe_overlap(raw, delta, clip, thresholds or OverlapThresholds(), modality)
     overlap.require()

@@ -87,7 +87,7 @@ def realised_gamma(model: CausalModel, draw: Draw, views: Sequence[str]) -> Floa
     """Γ of the marginal sensitivity model that a mechanism realises among some patients, for w the values of views.
 
     The largest factor, over the patients, between the odds of P(δ_m = 1 | u) and those of P(δ_m = 1 | w), either way
-    round. Bounds at this Γ hold the truth; it is `Mechanism.gamma` at most.
+    round. Bounds at this Γ hold the truth; it is `Mechanism.gamma` at most, under ``mar`` if w holds what decides.
 
     Args:
         model: What the patients were drawn from.
@@ -95,11 +95,15 @@ def realised_gamma(model: CausalModel, draw: Draw, views: Sequence[str]) -> Floa
         views: Names of the views that w is made of.
 
     Returns:
-        Γ of each view, [M]; 1 for one that is always observed, and wherever the mechanism is ``mcar`` or ``mar``.
+        Γ of each view, [M]; 1 for one that is always observed, under ``mcar``, and under ``mar`` given what decides.
 
     Raises:
-        ValueError: If a view is unknown or without noise, or a patient lacks one.
+        ValueError: If a view is unknown or without noise, a patient lacks one, or under ``mar`` the first view that is
+            always observed, which decides there, is not among them.
     """
+    decides = next((v.name for v in model.views if v.rate == 1.0), None)
+    if model.mechanism.kind == "mar" and decides not in views:
+        raise ValueError(f"under mar {decides!r} decides who has what; without it Γ is not that of the mechanism")
     posterior = LatentPosterior(model, draw, _chosen(model, views, False), pattern=False)
     gamma = np.ones(len(model.views))
     if model.mechanism.gamma == 1.0 or not len(draw):
