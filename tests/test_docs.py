@@ -40,6 +40,10 @@ ELSEWHERE = {"own-tables", "add-a-datamodule", "add-an-encoder", "add-a-fusion",
 # what is nobody's to test here: targets of the Makefile that continuous integration calls, and programs of others
 OTHERS = {"make", "hf", "wget", "mkdir"}
 SMALL = {"2000": "150"}
+# weights of so few patients are refused; tests/commands/test_evaluate.py writes them and trains with them
+TOO_FEW = {"--train_weights", "runs/eicu-2014"}
+# so few patients say little about who gets what: nothing would be estimated
+FEW = ("--draws", "5", "--min_ess", "1", "--min_ess_share", "0", "--max_clipped", "1", "--min_shift_share", "0")
 ONE_EPOCH = ("--trainer.max_epochs", "1", "--model.init_args.pretrain_epochs", "0")
 
 
@@ -87,6 +91,8 @@ def commands(code: str) -> list[list[str]]:
 def sized(page: str, arguments: list[str], world: Path) -> list[str]:
     """The command, of a size for a test; a run that stands where it wants to write was another way of doing it."""
     given = [SMALL.get(word, word) for word in arguments]
+    if given[0] == "evaluate":
+        return [*given, *FEW]
     if given[0] != "fit" or "--print_config" in given or any(word.endswith(".help") for word in given):
         return given
     if "--run_dir" in given and "--resume" not in given:
@@ -183,6 +189,8 @@ def test_the_commands_of_a_page_do_what_they_say(
     capfd.readouterr()
     for block in BLOCK.finditer(text):
         for program, *arguments in commands(block["code"]):
+            if TOO_FEW & set(arguments):
+                continue
             if program == "mmnar":
                 given = sized(page.stem, arguments, world)
                 assert run(given) == 0, (given, capfd.readouterr().err[-2000:])
