@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -54,6 +54,7 @@ def findings(
     """
     manifest = data.records.manifest
     samples = _samples(data, schema)
+    reasons = _reasons(data, samples, schema)
     described = {name: manifest[name] for name in ("dataset", "cohort", "fingerprint", "samples", "patients")}
     found = {
         "format": FORMAT,
@@ -73,9 +74,9 @@ def findings(
             ],
             "splits": [_size(samples.filter(pl.col(split)), split) for split in PARTS],
             "labels": [row for split in PARTS for row in _labels(samples.filter(pl.col(split)), split, schema)],
-            "availability": _availability(data, samples, schema),
-            "sites": _sites(samples, schema),
-            "patterns": _patterns(samples.filter(pl.col("train")), schema),
+            "availability": _availability(reasons, samples, schema),
+            "sites": _sites(reasons, samples, schema),
+            "patterns": _patterns(samples.filter(pl.col("train")), schema, reasons.filter(pl.col("train"))),
         },
         **_curves(data, schema, rows),
         "groups": [] if assessed is None else [asdict(row) for row in assessed.groups],
@@ -132,10 +133,25 @@ def _labels(samples: pl.DataFrame, split: str, schema: RecordSchema) -> Iterator
         yield {"split": split, "task": task, "labelled": _count(labelled.height, people), "positive": told}
 
 
-def _availability(data: RecordDataModule, samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
-    """Shares of samples that have a modality, or lack it for a reason, by split."""
+def _reasons(data: RecordDataModule, samples: pl.DataFrame, schema: RecordSchema) -> pl.DataFrame:
+    """Why each sample lacks the modalities that it lacks: `modality`, `reason`, and the sample's columns."""
     reasons = availability_reasons(data.records, data.samples_of("train"))
-    reasons = reasons.join(samples.select("sample", "patient", *PARTS), on="sample")
+    told = ["sample", "patient", "site", *PARTS, *(f"observed/{name}" for name in schema.names)]
+    return reasons.join(samples.select(told), on="sample")
+
+
+def _absences(reasons: pl.DataFrame, names: Sequence[str], samples: int) -> dict[str, dict[str, float | None]]:
+    """Share of a group's samples that lack a modality for a reason, of those reasons that there are."""
+    counted = reasons.group_by("modality", "reason").agg(n=pl.len(), people=pl.col("patient").n_unique())
+    found: dict[str, dict[str, float | None]] = {}
+    for modality, reason, n, people in counted.sort("modality", "reason").iter_rows():
+        if modality in names:
+            found.setdefault(modality, {})[reason] = _share(n, people, samples, samples)
+    return found
+
+
+def _availability(reasons: pl.DataFrame, samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
+    """Shares of samples that have a modality, or lack it for a reason, by split."""
     found = []
     for split in PARTS:
         part, absent = samples.filter(pl.col(split)), reasons.filter(pl.col(split))
@@ -159,8 +175,8 @@ def _share(number: int, people: int, samples: int, of_people: int) -> float | No
     return None if told is None or of_people < FEWEST else told / samples
 
 
-def _sites(samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
-    """The largest sites of the store, and what share of their samples has each modality."""
+def _sites(reasons: pl.DataFrame, samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
+    """The largest sites of the store, what share of their samples has each modality, and why the others don't."""
     seen = [pl.col(f"observed/{name}").sum().alias(f"n/{name}") for name in schema.names]
     who = [pl.col("patient").filter(f"observed/{name}").n_unique().alias(f"people/{name}") for name in schema.names]
     who += [pl.col("patient").filter(~pl.col(f"observed/{n}")).n_unique().alias(f"without/{n}") for n in schema.names]
@@ -175,21 +191,26 @@ def _sites(samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
             else _share(row[f"n/{name}"], row[f"people/{name}"], *size)
             for name in schema.names
         }
-        found.append({"site": str(row["site"]), "samples": row["len"], "observed": shares})
+        absent = _absences(reasons.filter(pl.col("site") == row["site"]), schema.names, row["len"])
+        found.append({"site": str(row["site"]), "samples": row["len"], "observed": shares, "absent": absent})
     return found
 
 
-def _patterns(samples: pl.DataFrame, schema: RecordSchema) -> list[dict[str, Any]]:
-    """Patterns that ≥ 10 people have, most frequent first."""
+def _patterns(samples: pl.DataFrame, schema: RecordSchema, reasons: pl.DataFrame | None = None) -> list[dict[str, Any]]:
+    """Patterns that ≥ 10 people have, most frequent first, and why what is absent in them is."""
     observed = [f"observed/{name}" for name in schema.names]
     counted = samples.group_by(observed).agg(pl.len(), pl.col("patient").n_unique())
     told = counted.filter(pl.col("patient") >= FEWEST).sort(
         "len", *observed, descending=[True] + [False] * len(observed)
     )
-    return [
-        {"modalities": [n for n in schema.names if row[f"observed/{n}"]], "samples": row["len"]}
-        for row in told.head(MOST_PATTERNS).iter_rows(named=True)
-    ]
+    found = []
+    for row in told.head(MOST_PATTERNS).iter_rows(named=True):
+        one = {"modalities": [n for n in schema.names if row[f"observed/{n}"]], "samples": row["len"]}
+        if reasons is not None:
+            same = pl.all_horizontal(pl.col(name) == row[name] for name in observed)
+            one["absent"] = _absences(reasons.filter(same), schema.names, row["len"])
+        found.append(one)
+    return found
 
 
 def _curves(data: RecordDataModule, schema: RecordSchema, rows: Mapping[str, Tensor] | None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmnar_lightning.reports.cells import Table, count, pattern, share
 from mmnar_lightning.reports.reading import Run
 
+HIDDEN = "hidden"
 REASONS = ("observed", "not_ordered", "not_collected", "unknown", "unreadable")
 SPLITS = {"calibration": "calibration A (rectifier)", "conformal": "calibration B (conformal sets)"}
 
@@ -82,10 +84,11 @@ def availability_table(run: Run) -> Table:
     wanted = [(modality, split) for modality in run.modalities for split in ("train", run.stage)]
     rows = [found[key] for key in wanted if key in found]
     told = [reason for reason in REASONS if any(r.get(reason, 0.0) != 0 for r in rows)]
-    cells = tuple((r["modality"], r["split"], *(share(r.get(reason, 0.0)) for reason in told)) for r in rows)
+    cells = tuple((r["modality"], r["split"], *(_told(r.get(reason, 0.0)) for reason in told)) for r in rows)
     note = (
         "Not ordered: the site records it, but this person has none. Not collected: the site has no interface for it. "
-        "Unknown: too few training samples of the site to tell. Reasons are never an input of the model."
+        "Unknown: too few training samples of the site to tell. Reasons are never an input of the model. "
+        f"{HIDDEN.capitalize()}: fewer than 10 people have it, or lack it."
     )
     header = ("modality", "split", *(reason.replace("_", " ") for reason in told))
     return Table("Availability and its reasons, share of samples", header, cells, words=2, note=note)
@@ -94,17 +97,49 @@ def availability_table(run: Run) -> Table:
 def site_table(run: Run) -> Table:
     """What each site records."""
     rows = tuple(
-        (r["site"], count(r["samples"]), *(share(r["observed"].get(m)).removesuffix("\u00a0%") for m in run.modalities))
+        (r["site"], count(r["samples"]), *(_site_cell(r, modality) for modality in run.modalities))
         for r in run.findings["cohort"]["sites"]
     )
-    note = "Sites of at least 10 people, largest first, at most 30."
+    note = (
+        "Sites of at least 10 people, largest first, at most 30. Who lacks a modality was not ordered it, unless the "
+        f"cell says otherwise. {HIDDEN.capitalize()}: fewer than 10 people have it, or lack it."
+    )
     return Table("Availability by site, % of samples", ("site", "samples", *run.modalities), rows, note=note)
 
 
+def _site_cell(site: dict[str, Any], modality: str) -> str:
+    absent = site.get("absent", {}).get(modality, {})
+    others = (f"{_words(reason)} {_bare(absent[reason])}" for reason in REASONS if reason in absent)
+    return "; ".join([_bare(site["observed"].get(modality)), *(o for o in others if not o.startswith("not ordered"))])
+
+
+def _told(value: float | None) -> str:
+    return HIDDEN if value is None else share(value)
+
+
+def _bare(value: float | None) -> str:
+    return _told(value).removesuffix("\u00a0%")
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
 def pattern_table(run: Run) -> Table:
-    """The most frequent patterns."""
+    """The most frequent patterns, and why what is absent in them is."""
     rows = tuple(
-        (pattern(r["modalities"], run.modalities), count(r["samples"])) for r in run.findings["cohort"]["patterns"]
+        (pattern(r["modalities"], run.modalities), count(r["samples"]), _why(r, run.modalities))
+        for r in run.findings["cohort"]["patterns"]
     )
-    note = "Of train; patterns of at least 10 people, most frequent first, at most 40."
-    return Table("Availability patterns", ("observed modalities", "samples"), rows, note=note)
+    note = "Of train; patterns of at least 10 people, most frequent first, at most 40. In brackets: % of their samples."
+    header = ("observed modalities", "samples", "why the others are absent")
+    return Table("Availability patterns", header, rows, note=note)
+
+
+def _why(row: dict[str, Any], modalities: Sequence[str]) -> str:
+    absent = row.get("absent", {})
+    told = []
+    for name in (m for m in modalities if m in absent):
+        reasons = ", ".join(f"{_words(r)} {_bare(absent[name][r])}" for r in REASONS if r in absent[name])
+        told.append(f"{name} ({reasons})")
+    return "; ".join(told) or "–"

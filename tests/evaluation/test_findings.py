@@ -165,3 +165,18 @@ def test_a_modality_that_the_store_lacks_is_observed_for_nobody(parts: Any) -> N
     patch.undo()
     assert {row["labelled"] for row in told["cohort"]["labels"] if row["task"] == "death"} == {0}
     assert np.isfinite([row["samples"] for row in told["cohort"]["splits"]]).all()
+
+
+def test_who_lacks_a_modality_lacks_it_for_a_reason(told: dict[str, Any]) -> None:
+    names = [modality["name"] for modality in told["modalities"]]
+    checked = 0
+    for site in told["cohort"]["sites"]:
+        for name in names:
+            shares = [site["observed"][name], *site["absent"].get(name, {}).values()]
+            if None not in shares:
+                checked += 1
+                assert sum(shares) == pytest.approx(1)
+    assert checked > 10
+    for row in told["cohort"]["patterns"]:
+        assert set(row["absent"]) == set(names) - set(row["modalities"])
+        assert all(sum(r.values()) == pytest.approx(1) for r in row["absent"].values() if None not in r.values())
