@@ -95,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         sys.stderr.write(f"mmnar {name}: error: {reason_of(error)}\n")
         return 1
+    finally:
+        # whoever called this from Python may go on
+        _terminal.set_quiet(False)
 
 
 def _run(name: str, rest: Sequence[str]) -> int:

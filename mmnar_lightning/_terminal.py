@@ -35,12 +35,18 @@ _NOISE = (
     ".*when logging on epoch level in distributed setting",
 )
 _quiet = False
+# levels of loggers before they were quiet
+_levels: dict[str, int] = {}
 
 
 def set_quiet(quiet: bool) -> None:
-    """Say whether this process keeps to errors and results."""
+    """Say whether this process keeps to errors and results; loggers made quiet speak again when it does not."""
     global _quiet
     _quiet = quiet
+    if not quiet:
+        for name, level in _levels.items():
+            logging.getLogger(name).setLevel(level)
+        _levels.clear()
 
 
 def is_quiet() -> bool:
@@ -143,9 +149,9 @@ def begin() -> None:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if _quiet:
         warnings.simplefilter("ignore")
-        for name in _LIBRARIES:
+        for name in (*_LIBRARIES, ""):
+            _levels.setdefault(name, logging.getLogger(name).level)
             logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger().setLevel(logging.ERROR)
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

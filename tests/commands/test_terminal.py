@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pty
 import re
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mmnar_lightning import _terminal
-from mmnar_lightning.__main__ import GROUPS, LIGHTNING, commands, usage
+from mmnar_lightning.__main__ import GROUPS, LIGHTNING, commands, main, usage
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStore
@@ -170,3 +171,11 @@ def test_the_help_of_a_command_tells_of_quiet(mmnar: Any, command: str) -> None:
     done = mmnar(command, "--help")
     assert done.status == 0
     assert "--quiet    Say nothing but errors and the result" in done.out
+
+
+def test_quiet_ends_with_its_command(tmp_path: Path) -> None:
+    log = logging.getLogger("mmnar_lightning")
+    before = log.level
+    assert main(["describe", str(tmp_path), "--quiet"]) == 1
+    assert log.level in (before, logging.INFO)
+    assert not _terminal.is_quiet()
